@@ -1,0 +1,3 @@
+"""banger: real, disposable Linux machines on your own hardware."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,7 @@
+"""`python -m banger`."""
+
+import sys
+
+from banger.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,41 @@
+"""Settings: `config.toml` in $XDG_CONFIG_HOME/banger, or the file that BANGER_CONFIG names."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from banger.model.errors import Invalid
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every key with its default. Times in seconds.
+
+    boot_timeout_s   how long `vm create` waits for the agent; emulation is slow, so the default is generous
+    stop_timeout_s   how long a guest may take to power off before its engine is ended
+    health_period_s  how often the daemon asks each running guest for its health
+    keep_operations_days  how long results of operations are kept
+    """
+
+    boot_timeout_s: float = 120.0
+    stop_timeout_s: float = 30.0
+    health_period_s: float = 15.0
+    keep_operations_days: float = 7.0
+
+
+def config_path() -> Path:
+    if named := os.environ.get("BANGER_CONFIG"):
+        return Path(named)
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "banger" / "config.toml"
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the settings; a missing file means the defaults. Raises `Invalid` naming the file and the key."""
+    path = path or config_path()
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Settings)
+    except FileNotFoundError:
+        return Settings()
+    except (msgspec.ValidationError, msgspec.DecodeError, OSError) as error:
+        raise Invalid(f"cannot use {path}: {error}", hint="docs/configuration.md lists every key") from error

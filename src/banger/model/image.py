@@ -1,0 +1,48 @@
+"""What an image is: its parts, and how its machines are booted."""
+
+from typing import Literal
+
+import msgspec
+
+IMAGE_FORMAT = 1
+
+
+class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of an image: its name in the image's directory, its length in bytes, its SHA-256 in hex."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of image.json.
+
+    parts       by role: root, kernel, initramfs; bzimage, config and manifest where there are such
+    boot_args   the kernel's command line without what the engine and the VM add
+    packages    how many packages the manifest lists
+    created_at  RFC 3339, UTC
+    origin      where the content came from, for people
+    needs_acpi  the kernel finds its virtio devices by ACPI or PCI, not on its command line
+    """
+
+    name: str
+    distro: str
+    release: str
+    kernel_release: str
+    boot_args: str
+    parts: dict[str, ImagePart]
+    packages: int
+    created_at: str
+    origin: str
+    needs_acpi: bool
+    has_opencode: bool = False
+    format: int = IMAGE_FORMAT
+
+
+class BootstrapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of `POST /images/bootstrap`; `mirror` None means the packages' source that this host uses."""
+
+    distro: Literal["debian"]
+    name: str = "debian"
+    mirror: str | None = None

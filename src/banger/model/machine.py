@@ -1,0 +1,41 @@
+"""What an engine is asked to run, whichever engine it is."""
+
+import msgspec
+
+GUEST_CID = 3
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
+    """A block device; the first one with `root` becomes /dev/vda."""
+
+    id: str
+    path: str
+    root: bool = False
+    read_only: bool = False
+
+
+class Nic(msgspec.Struct, frozen=True, kw_only=True):
+    """A network card: the host device of the Firecracker API, and what the guest is told by `banger.*` parameters."""
+
+    id: str
+    host_device: str
+    mac: str
+    address: str
+    prefix: int
+    gateway: str
+    dns: tuple[str, ...]
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole VM. Paths are on the host; memory in MiB."""
+
+    id: str
+    hostname: str
+    vcpu: int
+    memory_mib: int
+    kernel: str
+    initramfs: str
+    boot_args: str
+    disks: tuple[Disk, ...]
+    nics: tuple[Nic, ...]
+    vsock_socket: str

@@ -1,0 +1,128 @@
+"""Virtual machines: what is asked, what is stored, what is shown."""
+
+from enum import StrEnum
+
+import msgspec
+
+from banger.model.errors import Invalid
+from banger.model.names import validate_name
+from banger.model.sizes import MIB
+
+MEMORY_MIN_MIB = 128
+VCPU_MAX = 32
+DEFAULT_VCPU = 2
+DEFAULT_MEMORY_MIB = 1024
+
+
+class VmState(StrEnum):
+    CREATING = "creating"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+LIVE = frozenset({VmState.RUNNING, VmState.PAUSED})
+
+
+class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of `POST /vms`: what the person asked for. Memory in MiB."""
+
+    name: str | None = None
+    image: str = "debian"
+    vcpu: int = DEFAULT_VCPU
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    nat: bool = False
+
+    def check(self, *, host_memory_mib: int) -> None:
+        """Raise `Invalid` for a name or size that cannot be."""
+        if self.name is not None:
+            validate_name(self.name)
+        validate_name(self.image, "image name")
+        if not 1 <= self.vcpu <= VCPU_MAX:
+            raise Invalid(f"a VM cannot have {self.vcpu} vCPUs", hint=f"choose --vcpu from 1 to {VCPU_MAX}")
+        if self.memory_mib < MEMORY_MIN_MIB:
+            raise Invalid(f"{self.memory_mib} MiB of memory is too little", hint=f"choose at least {MEMORY_MIN_MIB}M")
+        if self.memory_mib > host_memory_mib:
+            raise Invalid(
+                f"{self.memory_mib} MiB of memory is more than this host has",
+                hint=f"choose at most {host_memory_mib}M",
+            )
+
+
+class EngineProcess(msgspec.Struct, frozen=True):
+    """Identity of a running engine: a pid alone may be recycled, so the start time (ticks since boot) goes with it."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+class Vm(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM as stored. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    state: VmState
+    image: str
+    vcpu: int
+    memory_mib: int
+    nat: bool
+    engine: str
+    accelerator: str
+    accelerator_reason: str
+    guest_ip: str
+    disk_bytes: int
+    created_at: float
+    started_at: float | None = None
+    process: EngineProcess | None = None
+    problem: str = ""
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_mib * MIB
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One named health check: whether it passed, what was seen, and the next step when it failed."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+class VmHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of `GET /vms/{ref}/health`; `status` is healthy, unhealthy or stopped."""
+
+    name: str
+    status: str
+    checked_at: float
+    checks: tuple[Check, ...]
+
+
+class VmDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What every command prints of a VM. Sizes in bytes, memory in MiB, times as RFC 3339 in UTC."""
+
+    id: str
+    name: str
+    state: VmState
+    image: str
+    vcpu: int
+    memory_mib: int
+    disk_bytes: int
+    disk_allocated_bytes: int
+    work_disk_bytes: int
+    engine: str
+    accelerator: str
+    accelerator_reason: str
+    network: str
+    guest_ip: str
+    nat: bool
+    created_at: str
+    uptime_s: float | None
+    health: str
+    problem: str
+    engine_pid: int | None
+    vsock_socket: str

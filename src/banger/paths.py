@@ -1,0 +1,161 @@
+"""Every name that banger gives to something on disk.
+
+state    what must survive: database, images, each VM's disks and logs   $XDG_STATE_HOME/banger
+runtime  sockets and locks, gone after a reboot                          $XDG_RUNTIME_DIR/banger
+cache    what can be made again: verdicts, downloads                     $XDG_CACHE_HOME/banger
+
+`BANGER_STATE_DIR`, `BANGER_RUNTIME_DIR` and `BANGER_CACHE_DIR` override each.
+A Unix socket's path holds at most 107 bytes; names below the runtime directory stay within 40.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from banger.model.errors import Invalid
+
+SOCKET_PATH_MAX = 107
+_LONGEST_RUNTIME_NAME = len("/vms/0123456789ab/v.sock_4294967295")
+
+
+def _home(variable: str, xdg: str, fallback: Path) -> Path:
+    if own := os.environ.get(variable):
+        return Path(own).absolute()
+    if base := os.environ.get(xdg):
+        return Path(base).absolute() / "banger"
+    return fallback
+
+
+def _runtime_fallback() -> Path:
+    uid = os.geteuid()
+    return Path("/run/banger") if uid == 0 else Path(f"/tmp/banger-{uid}")
+
+
+@dataclass(frozen=True)
+class VmPaths:
+    """One VM's files: `state` holds disks and logs, `runtime` the sockets."""
+
+    state: Path
+    runtime: Path
+
+    @property
+    def root_overlay(self) -> Path:
+        return self.state / "root.qcow2"
+
+    @property
+    def console_log(self) -> Path:
+        return self.state / "console.log"
+
+    @property
+    def engine_log(self) -> Path:
+        return self.state / "engine.log"
+
+    @property
+    def api_socket(self) -> Path:
+        return self.runtime / "api.sock"
+
+    @property
+    def vsock_socket(self) -> Path:
+        return self.runtime / "v.sock"
+
+    def guest_listener(self, port: int) -> Path:
+        """Where the engine connects when the guest dials the host on `port` (hybrid vsock)."""
+        return self.runtime / f"v.sock_{port}"
+
+
+@dataclass(frozen=True)
+class ImagePaths:
+    """A managed image's directory."""
+
+    directory: Path
+
+    @property
+    def metadata(self) -> Path:
+        return self.directory / "image.json"
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "root.ext4"
+
+    @property
+    def kernel(self) -> Path:
+        return self.directory / "vmlinux"
+
+    @property
+    def bzimage(self) -> Path:
+        return self.directory / "bzImage"
+
+    @property
+    def initramfs(self) -> Path:
+        return self.directory / "initramfs.cpio"
+
+    @property
+    def manifest(self) -> Path:
+        return self.directory / "packages.json"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The three directories and what lies in them."""
+
+    state: Path
+    runtime: Path
+    cache: Path
+
+    @property
+    def database(self) -> Path:
+        return self.state / "banger.db"
+
+    @property
+    def images(self) -> Path:
+        return self.state / "images"
+
+    @property
+    def vms(self) -> Path:
+        return self.state / "vms"
+
+    @property
+    def ssh_key(self) -> Path:
+        return self.state / "ssh" / "id_ed25519"
+
+    @property
+    def daemon_log(self) -> Path:
+        return self.state / "daemon.log"
+
+    @property
+    def daemon_socket(self) -> Path:
+        return self.runtime / "api.sock"
+
+    @property
+    def daemon_lock(self) -> Path:
+        return self.runtime / "daemon.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        return self.runtime / "start.lock"
+
+    @property
+    def accelerators(self) -> Path:
+        return self.cache / "accelerators.json"
+
+    def vm(self, vm_id: str) -> VmPaths:
+        return VmPaths(self.vms / vm_id, self.runtime / "vms" / vm_id)
+
+    def image(self, name: str) -> ImagePaths:
+        return ImagePaths(self.images / name)
+
+
+def default_paths() -> Paths:
+    """The directories of the person who runs us. Raises `Invalid` if sockets would not fit."""
+    home = Path.home()
+    paths = Paths(
+        state=_home("BANGER_STATE_DIR", "XDG_STATE_HOME", home / ".local/state/banger"),
+        runtime=_home("BANGER_RUNTIME_DIR", "XDG_RUNTIME_DIR", _runtime_fallback()),
+        cache=_home("BANGER_CACHE_DIR", "XDG_CACHE_HOME", home / ".cache/banger"),
+    )
+    if len(os.fsencode(paths.runtime)) + _LONGEST_RUNTIME_NAME > SOCKET_PATH_MAX:
+        raise Invalid(
+            f"the runtime directory's path is too long for Unix sockets: {paths.runtime}",
+            hint=f"set BANGER_RUNTIME_DIR to a path of at most {SOCKET_PATH_MAX - _LONGEST_RUNTIME_NAME} bytes",
+        )
+    return paths
