@@ -1,0 +1,65 @@
+"""The client side of the Firecracker API, over one engine's Unix socket."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from banger.model.errors import CommandFailed, GuestUnreachable, Timeout
+from banger.model.firecracker import Document, Error, InstanceInfo
+from banger.system.http import Response, request
+
+CALL_TIMEOUT_S = 10.0
+
+
+class EngineUnreachable(GuestUnreachable):
+    """Nothing answers on the engine's socket."""
+
+    code = "engine_unreachable"
+
+
+class EngineApi:
+    """One engine. Each call opens a connection of its own."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    async def call(
+        self, method: str, path: str, body: Document | None = None, *, timeout: float = CALL_TIMEOUT_S
+    ) -> bytes:
+        """The reply's body. Raises `CommandFailed` with the engine's fault message, `EngineUnreachable`, `Timeout`."""
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await self._exchange(method, path, msgspec.json.encode(body) if body is not None else b"")
+        except TimeoutError as error:
+            raise Timeout(f"the engine did not answer {method} {path} within {timeout:g} s") from error
+        if reply.status >= 300:
+            raise CommandFailed(f"the engine refused {method} {path}: {_fault(reply.body)}")
+        return reply.body
+
+    async def _exchange(self, method: str, path: str, body: bytes) -> Response:
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self._socket))
+        except OSError as error:
+            raise EngineUnreachable(
+                f"the engine's socket does not answer: {error.strerror}",
+                hint="`banger vm start` starts the VM again",
+            ) from error
+        try:
+            return await request(reader, writer, method, path, body)
+        finally:
+            writer.close()
+
+    async def info(self) -> InstanceInfo:
+        """GET /: the engine's name, version, VM id and state."""
+        try:
+            return msgspec.json.decode(await self.call("GET", "/"), type=InstanceInfo, strict=True)
+        except msgspec.DecodeError as error:
+            raise EngineUnreachable(f"the engine answered nonsense: {error}") from error
+
+
+def _fault(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=Error).fault_message
+    except msgspec.DecodeError:
+        return body[:200].decode(errors="replace")
