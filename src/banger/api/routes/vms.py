@@ -1,0 +1,125 @@
+"""/vms"""
+
+import asyncio
+import contextlib
+from typing import Annotated
+
+import msgspec
+from litestar import Controller, MediaType, WebSocket, delete, get, post, websocket
+from litestar.exceptions import WebSocketDisconnect
+from litestar.params import Parameter
+
+from banger.api.services import Services
+from banger.model.errors import BangerError, Invalid
+from banger.model.guest import ExecRequest, Stream
+from banger.model.operation import Operation
+from banger.model.vm import VmDocument, VmHealth, VmSpec
+from banger.service.vms import ExecStream
+
+Force = Annotated[bool, Parameter(query="force", description="Do not wait for the guest")]
+FIRST_MESSAGE_S = 10.0
+
+
+class Vms(Controller):
+    path = "/vms"
+    tags = ("vms",)
+
+    @get(summary="Every VM, by name")
+    async def list_vms(self, services: Services) -> list[VmDocument]:
+        return services.vms.list()
+
+    @post(status_code=202, summary="Create and boot a VM")
+    async def create_vm(self, data: VmSpec, services: Services) -> Operation:
+        return services.vms.create(data)
+
+    @get("/{ref:str}", summary="One VM, by name, id, or unambiguous id prefix")
+    async def show_vm(self, ref: str, services: Services) -> VmDocument:
+        return services.vms.show(ref)
+
+    @delete("/{ref:str}", status_code=202, summary="Delete a VM and all its data")
+    async def delete_vm(self, ref: str, services: Services) -> Operation:
+        return services.vms.delete(ref)
+
+    @post("/{ref:str}/start", status_code=202, summary="Boot a stopped VM")
+    async def start_vm(self, ref: str, services: Services) -> Operation:
+        return services.vms.start(ref)
+
+    @post("/{ref:str}/stop", status_code=202, summary="Power a VM off")
+    async def stop_vm(self, ref: str, services: Services, force: Force = False) -> Operation:
+        return services.vms.stop(ref, force=force)
+
+    @post("/{ref:str}/restart", status_code=202, summary="Power a VM off and boot it")
+    async def restart_vm(self, ref: str, services: Services, force: Force = False) -> Operation:
+        return services.vms.restart(ref, force=force)
+
+    @get("/{ref:str}/health", summary="Check a VM now")
+    async def vm_health(self, ref: str, services: Services) -> VmHealth:
+        return await services.vms.health(ref)
+
+    @get("/{ref:str}/logs", media_type=MediaType.TEXT, summary="The end of the console or engine log")
+    async def vm_logs(
+        self,
+        ref: str,
+        services: Services,
+        source: str = "console",
+        limit: Annotated[int, Parameter(ge=0, le=4194304, description="bytes")] = 65536,
+    ) -> str:
+        return services.vms.logs(ref, source, limit)
+
+    @websocket("/{ref:str}/exec")
+    async def exec_in_vm(self, socket: WebSocket, ref: str, services: Services) -> None:
+        """First message: an ExecRequest as JSON text. Then binary messages both ways, each a stream number
+        (one byte, see `Stream`) and its payload; the last one from here is EXIT. An error is one text message.
+        """
+        await socket.accept()
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_S):
+                first = await socket.receive_text()
+            stream = await services.vms.exec(ref, msgspec.json.decode(first, type=ExecRequest))
+        except msgspec.DecodeError as error:
+            await _refuse(socket, Invalid(f"the exec request is malformed: {error}"))
+        except BangerError as error:
+            await _refuse(socket, error)
+        except (TimeoutError, WebSocketDisconnect):
+            return
+        else:
+            await _relay(socket, stream)
+
+
+async def _refuse(socket: WebSocket, error: BangerError) -> None:
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+        await socket.send_text(msgspec.json.encode({"error": error.to_dict()}).decode())
+        await socket.close()
+
+
+async def _relay(socket: WebSocket, stream: ExecStream) -> None:
+    """Frames both ways until EXIT, or until either side is gone; then the other is closed, which ends the command."""
+    upstream = asyncio.create_task(_to_guest(socket, stream))
+    try:
+        kind = None
+        while kind is not Stream.EXIT:
+            kind, payload = await stream.receive()
+            await socket.send_bytes(bytes((kind,)) + payload)
+        await socket.close()
+    except BangerError as error:
+        await _refuse(socket, error)
+    except WebSocketDisconnect:
+        pass
+    finally:
+        upstream.cancel()
+        await asyncio.gather(upstream, return_exceptions=True)
+        await stream.close()
+
+
+async def _to_guest(socket: WebSocket, stream: ExecStream) -> None:
+    try:
+        while True:
+            message = await socket.receive_bytes()
+            if message and message[0] in _FROM_CLIENT:
+                await stream.send(Stream(message[0]), message[1:])
+    except (WebSocketDisconnect, BangerError):
+        # the client left: closing the guest's side ends the command there
+        await stream.close()
+
+
+_FROM_CLIENT = frozenset({Stream.STDIN, Stream.RESIZE, Stream.SIGNAL})

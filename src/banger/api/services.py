@@ -1,0 +1,18 @@
+"""What the routes are given: the services, built by `banger.daemon`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from banger.jobs.operations import Operations
+from banger.model.daemon import DaemonStatus
+from banger.service.images import ImageService
+from banger.service.vms import VmService
+
+
+@dataclass(frozen=True)
+class Services:
+    vms: VmService
+    images: ImageService
+    operations: Operations
+    daemon_status: Callable[[], DaemonStatus]
+    stop_daemon: Callable[[], None]

@@ -1,0 +1,59 @@
+"""banger image"""
+
+import argparse
+
+from banger.cli.connect import client
+from banger.cli.parser import Parser, Verbs
+
+
+def register(parser: Parser) -> None:
+    verbs = Verbs(parser)
+    verb = verbs.add("bootstrap", bootstrap, "build a distribution's image from its own packages")
+    verb.add_argument("distro", choices=("debian",), metavar="DISTRO", help="debian")
+    verb.add_argument("--name", help="the image's name (default: the distribution's)")
+    verb.add_argument("--mirror", metavar="URL", help="where packages come from (default: as this host gets them)")
+    verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
+    verbs.add("list", list_images, "list the images")
+    verb = verbs.add("show", show, "show one image and its parts")
+    verb.add_argument("name", metavar="NAME", help="the image")
+
+
+def bootstrap(arguments: argparse.Namespace) -> int:
+    from banger.cli.follow import follow
+    from banger.cli.render import print_json
+    from banger.cli.show import print_image, print_operation
+
+    connection = client()
+    spec = {
+        "distro": arguments.distro,
+        "name": arguments.name or arguments.distro,
+        "mirror": arguments.mirror,
+    }
+    operation = connection.bootstrap_image(spec)
+    if not arguments.detach:
+        operation = follow(connection, operation)
+    if arguments.json:
+        print_json(operation if arguments.detach else operation.result)
+    elif arguments.detach:
+        print_operation(operation)
+    else:
+        print_image(operation.result)
+    return 0
+
+
+def list_images(arguments: argparse.Namespace) -> int:
+    from banger.cli.render import print_json
+    from banger.cli.show import print_images
+
+    images = client().list_images()
+    print_json(images) if arguments.json else print_images(images)
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    from banger.cli.render import print_json
+    from banger.cli.show import print_image
+
+    image = client().show_image(arguments.name)
+    print_json(image) if arguments.json else print_image(image)
+    return 0

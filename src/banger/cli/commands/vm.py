@@ -1,0 +1,207 @@
+"""banger vm"""
+
+import argparse
+import sys
+
+from banger.cli.connect import add_name, client, name_of, required_name
+from banger.cli.parser import Handler, Parser, Verbs
+from banger.model.errors import Cancelled, Invalid
+
+
+def register(parser: Parser) -> None:
+    verbs = Verbs(parser)
+    _register_create(verbs)
+    verb = verbs.add("list", list_vms, "list the VMs")
+    verb.add_argument("-q", "--quiet", action="store_true", help="names only")
+    add_name(verbs.add("show", show, "show one VM"))
+    _register_changes(verbs)
+    _register_exec(verbs)
+    add_name(verbs.add("health", health, "check a VM now: engine, agent, services"))
+    verb = verbs.add("logs", logs, "print the end of a VM's console log")
+    add_name(verb)
+    verb.add_argument("--source", choices=("console", "engine"), default="console", help="which log (default: console)")
+    verb.add_argument("-n", "--lines", type=int, default=200, metavar="N", help="how many lines (default: 200)")
+
+
+def _register_create(verbs: Verbs) -> None:
+    verb = verbs.add("create", create, "create a VM, boot it, and return when it is healthy")
+    add_name(verb, "the new VM's name; one is made up when you give none")
+    verb.add_argument("--image", default="debian", help="the image to boot (default: debian)")
+    verb.add_argument("--vcpu", type=int, default=2, metavar="N", help="virtual CPUs (default: 2)")
+    verb.add_argument("--memory", default="1G", metavar="SIZE", help="memory, like 512M or 2G (default: 1G)")
+    verb.add_argument(
+        "--nat", action=argparse.BooleanOptionalAction, default=False, help="let the VM reach the internet"
+    )
+    _detach(verb)
+
+
+def _register_changes(verbs: Verbs) -> None:
+    verb = verbs.add("start", change("start"), "boot a stopped VM and return when it is healthy")
+    add_name(verb)
+    _detach(verb)
+    for name, text in (
+        ("stop", "power a VM off; its disk is kept"),
+        ("restart", "power a VM off, boot it again, and return when it is healthy"),
+    ):
+        verb = verbs.add(name, change(name), text)
+        add_name(verb)
+        verb.add_argument("--force", action="store_true", help="do not wait for the guest to power off")
+        _detach(verb)
+    verb = verbs.add("delete", delete, "delete VMs and everything on their disks")
+    verb.add_argument("names", nargs="*", metavar="NAME", help="the VMs")
+    verb.add_argument("--name", dest="named", action="append", default=[], metavar="NAME", help="the same, as a flag")
+    verb.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    _detach(verb)
+
+
+def _register_exec(verbs: Verbs) -> None:
+    verb = verbs.add(
+        "exec",
+        exec_in_vm,
+        "run a command in a VM and exit with its status",
+        epilog="example:  banger vm exec demo -- uname -a",
+    )
+    add_name(verb)
+    verb.set_defaults(takes_tail=True)
+    verb.add_argument("words", nargs="*", metavar="COMMAND", help="the command; put -- before it if it has flags")
+    verb.add_argument("-i", "--stdin", action="store_true", help="pass our standard input to the command")
+    verb.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
+    verb.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable")
+    verb.add_argument("-w", "--cwd", metavar="DIR", help="the directory to run in (default: the user's home)")
+    verb.add_argument("-u", "--user", metavar="USER", help="the user to run as (default: root)")
+    verb.add_argument("--timeout", type=float, metavar="S", help="end the command after so many seconds (status 124)")
+
+
+def _detach(verb: Parser) -> None:
+    verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
+
+
+def _run(arguments: argparse.Namespace, operation: object) -> int:
+    """Follow an operation and print its VM, or with --detach the operation."""
+    from banger.cli.follow import follow
+    from banger.cli.render import print_json
+    from banger.cli.show import print_operation, print_vm
+    from banger.model.operation import Operation
+
+    assert isinstance(operation, Operation)
+    if not arguments.detach:
+        operation = follow(client(), operation)
+    document = operation if arguments.detach or operation.result is None else operation.result
+    if arguments.json:
+        print_json(document)
+    elif arguments.detach:
+        print_operation(operation)
+    elif operation.result is not None:
+        print_vm(operation.result)
+    return 0
+
+
+def create(arguments: argparse.Namespace) -> int:
+    from banger.model.sizes import MIB, parse_size
+    from banger.model.vm import VmSpec
+
+    spec = VmSpec(
+        name=name_of(arguments, required=False),
+        image=arguments.image,
+        vcpu=arguments.vcpu,
+        memory_mib=parse_size(arguments.memory, "--memory", unit="m") // MIB,
+        nat=arguments.nat,
+    )
+    return _run(arguments, client().create_vm(spec))
+
+
+def list_vms(arguments: argparse.Namespace) -> int:
+    from banger.cli.render import print_json
+    from banger.cli.show import print_vms
+
+    vms = client().list_vms()
+    if arguments.json:
+        print_json(vms)
+    elif arguments.quiet:
+        for vm in vms:
+            print(vm.name)
+    else:
+        print_vms(vms)
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    from banger.cli.render import print_json
+    from banger.cli.show import print_vm
+
+    vm = client().show_vm(required_name(arguments))
+    print_json(vm) if arguments.json else print_vm(vm)
+    return 0
+
+
+def change(verb: str) -> Handler:
+    def handler(arguments: argparse.Namespace) -> int:
+        force = getattr(arguments, "force", False)
+        return _run(arguments, client().change_vm(required_name(arguments), verb, force=force))
+
+    return handler
+
+
+def delete(arguments: argparse.Namespace) -> int:
+    names = list(dict.fromkeys([*arguments.names, *arguments.named]))
+    if not names:
+        raise Invalid("no VM was named", hint="`banger vm list` shows what there is")
+    connection = client()
+    vms = [connection.show_vm(name) for name in names]
+    if not arguments.yes:
+        _confirm("delete " + ", ".join(f"{vm.name} ({vm.state})" for vm in vms) + " and everything on disk?")
+    results = []
+    for vm in vms:
+        operation = connection.delete_vm(vm.id)
+        if not arguments.detach:
+            from banger.cli.follow import follow
+
+            operation = follow(connection, operation, quiet=arguments.json)
+        results.append(operation)
+        print(f"{vm.name}: {'being deleted' if arguments.detach else 'deleted'}", file=sys.stderr)
+    if arguments.json:
+        from banger.cli.render import print_json
+
+        print_json(results)
+    return 0
+
+
+def _confirm(question: str) -> None:
+    """Ask on a terminal; elsewhere `Invalid` names --yes."""
+    if not sys.stdin.isatty():
+        raise Invalid("this destroys data and nobody can be asked", hint="add --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Cancelled("nothing was deleted")
+
+
+def exec_in_vm(arguments: argparse.Namespace) -> int:
+    from banger.cli.exec import run_exec
+
+    return run_exec(arguments)
+
+
+def health(arguments: argparse.Namespace) -> int:
+    from banger.cli.render import print_json
+    from banger.cli.show import print_health
+
+    report = client().vm_health(required_name(arguments))
+    print_json(report) if arguments.json else print_health(report)
+    failed = {check.name for check in report.checks if not check.ok}
+    if report.status == "stopped":
+        return 4
+    return 6 if failed & {"engine", "engine-api", "agent"} else int(bool(failed))
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    if arguments.lines < 0:
+        raise Invalid("--lines cannot be negative", hint="choose 0 or more")
+    text = client().vm_logs(required_name(arguments), arguments.source, min(4 << 20, max(4096, arguments.lines * 400)))
+    lines = text.splitlines()[-arguments.lines :] if arguments.lines else []
+    if arguments.json:
+        from banger.cli.render import print_json
+
+        print_json({"source": arguments.source, "lines": lines})
+    else:
+        print("\n".join(lines))
+    return 0

@@ -1,0 +1,35 @@
+"""What commands share: the client, and the name of a VM."""
+
+import argparse
+import sys
+
+from banger.cli.parser import Parser
+from banger.client.api import Client
+from banger.model.errors import Invalid
+from banger.paths import default_paths
+
+
+def client(*, start: bool = True) -> Client:
+    return Client(default_paths(), start=start, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
+
+
+def add_name(verb: Parser, help: str = "the VM: its name, id, or the beginning of its id") -> None:
+    """A VM's name, as an argument or as --name."""
+    verb.add_argument("name", nargs="?", metavar="NAME", help=help)
+    verb.add_argument("--name", dest="named", metavar="NAME", help="the same, as a flag")
+
+
+def name_of(arguments: argparse.Namespace, *, required: bool = True) -> str | None:
+    """The name that was given. Raises `Invalid` for none where one is needed, or for two that differ."""
+    names = {name for name in (arguments.name, arguments.named) if name is not None}
+    if len(names) > 1:
+        raise Invalid(f"two names were given: {arguments.name} and {arguments.named}", hint="give one")
+    if required and not names:
+        raise Invalid("no VM was named", hint="`banger vm list` shows what there is")
+    return names.pop() if names else None
+
+
+def required_name(arguments: argparse.Namespace) -> str:
+    name = name_of(arguments)
+    assert name is not None
+    return name

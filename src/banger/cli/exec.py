@@ -1,0 +1,104 @@
+"""The terminal's side of `vm exec`."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator
+
+from banger.cli.connect import client, required_name
+from banger.client.exec import ExecSession
+from banger.model.errors import Invalid
+from banger.model.guest import ExecRequest
+
+_PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def run_exec(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code, as a shell would give it."""
+    command = [*arguments.words, *arguments.tail]
+    if not command:
+        raise Invalid("no command was given", hint="banger vm exec NAME -- COMMAND [ARGUMENT...]")
+    if arguments.json:
+        raise Invalid("exec passes the command's own output through, so --json means nothing here", hint="leave it out")
+    if arguments.tty and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise Invalid("--tty needs a terminal on standard input and output", hint="leave -t out")
+    size = os.get_terminal_size() if arguments.tty else os.terminal_size((80, 24))
+    request = ExecRequest(
+        argv=tuple(command),
+        env=dict(_variable(text) for text in arguments.env) | _terminal(arguments.tty),
+        cwd=arguments.cwd,
+        user=arguments.user,
+        tty=arguments.tty,
+        rows=size.lines,
+        cols=size.columns,
+        timeout_s=arguments.timeout,
+    )
+    session = ExecSession(client().dial(), required_name(arguments), request)
+    stdin = 0 if arguments.stdin or arguments.tty else None
+    with _signals(session, tty=arguments.tty) as (wake, woken), _raw(arguments.tty):
+        ended = session.run(stdin=stdin, wake=wake, woken=woken)
+    if ended.error:
+        print(f"error: {ended.error}", file=sys.stderr)
+    if ended.timeout:
+        print(f"error: the command was ended after {arguments.timeout:g} s", file=sys.stderr)
+    return ended.exit_code()
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise Invalid(f"--env {text!r} is not NAME=VALUE", hint="write --env NAME=VALUE")
+    return name, value
+
+
+def _terminal(tty_wanted: bool) -> dict[str, str]:
+    return {"TERM": os.environ.get("TERM", "xterm-256color")} if tty_wanted else {}
+
+
+@contextlib.contextmanager
+def _signals(session: ExecSession, *, tty: bool) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Signals wake the session through a pipe and are passed to the command; a second Ctrl-C ends us."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    interrupts = 0
+
+    def woken() -> None:
+        nonlocal interrupts
+        for number in os.read(read_end, 64):
+            if number == signal.SIGWINCH:
+                size = os.get_terminal_size()
+                session.resize(size.lines, size.columns)
+                continue
+            session.signal(number)
+            interrupts += number == signal.SIGINT
+            if interrupts > 1:
+                raise KeyboardInterrupt
+
+    numbers = (*_PASSED, signal.SIGWINCH) if tty else _PASSED
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    old = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    try:
+        yield read_end, woken
+    finally:
+        signal.set_wakeup_fd(old)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read_end)
+        os.close(write_end)
+
+
+@contextlib.contextmanager
+def _raw(wanted: bool) -> Iterator[None]:
+    """The terminal in raw mode, and always back as it was."""
+    if not wanted:
+        yield
+        return
+    before = termios.tcgetattr(0)
+    try:
+        tty.setraw(0)
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)

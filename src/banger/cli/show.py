@@ -1,0 +1,140 @@
+"""How each document looks to a person."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from banger.cli.render import duration, facts, table
+from banger.model.operation import Operation
+from banger.model.sizes import MIB, show_size
+from banger.model.vm import VmDocument, VmHealth
+
+
+def print_vms(vms: Iterable[VmDocument]) -> None:
+    rows = [
+        (
+            vm.name,
+            vm.state,
+            vm.health,
+            vm.image,
+            f"{vm.engine or '-'}/{vm.accelerator or '-'}",
+            str(vm.vcpu),
+            show_size(vm.memory_mib * MIB),
+            show_size(vm.disk_allocated_bytes),
+            "on" if vm.nat else "off",
+            duration(vm.uptime_s) if vm.uptime_s is not None else "-",
+        )
+        for vm in vms
+    ]
+    if not rows:
+        print("no VMs yet; `banger vm create` makes one")
+        return
+    table(("NAME", "STATE", "HEALTH", "IMAGE", "ENGINE", "VCPU", "MEMORY", "DISK", "NAT", "UPTIME"), rows)
+
+
+def print_vm(document: VmDocument | Mapping[str, Any]) -> None:
+    vm = document if isinstance(document, VmDocument) else msgspec.convert(document, VmDocument)
+    accelerator = f"{vm.accelerator} ({vm.accelerator_reason})" if vm.accelerator else ""
+    facts(
+        (
+            ("name", vm.name),
+            ("id", vm.id),
+            ("state", vm.state),
+            ("problem", vm.problem),
+            ("health", vm.health),
+            ("image", vm.image),
+            ("vcpu", str(vm.vcpu)),
+            ("memory", show_size(vm.memory_mib * MIB)),
+            (
+                "disk",
+                f"{show_size(vm.disk_bytes)}, {show_size(vm.disk_allocated_bytes)} of it allocated here",
+            ),
+            ("engine", vm.engine),
+            ("accelerator", accelerator),
+            ("network", f"{vm.network}, guest address {vm.guest_ip}, nat {'on' if vm.nat else 'off'}"),
+            ("created", vm.created_at),
+            ("uptime", duration(vm.uptime_s) if vm.uptime_s is not None else ""),
+        )
+    )
+
+
+def print_health(report: VmHealth) -> None:
+    print(f"{report.name} is {report.status}")
+    for check in report.checks:
+        print(f"  {'ok    ' if check.ok else 'failed'}  {check.name}: {check.detail}")
+        if check.hint:
+            print(f"          try: {check.hint}")
+
+
+def print_images(images: Iterable[Mapping[str, Any]]) -> None:
+    rows = [
+        (
+            image["name"],
+            f"{image['distro']} {image['release']}",
+            image["kernel_release"],
+            show_size(sum(part["bytes"] for part in image["parts"].values())),
+            str(image["packages"]),
+            image["created_at"][:19],
+        )
+        for image in images
+    ]
+    if not rows:
+        print("no images yet; `banger image bootstrap debian` makes one")
+        return
+    table(("NAME", "DISTRO", "KERNEL", "SIZE", "PACKAGES", "CREATED"), rows)
+
+
+def print_image(image: Mapping[str, Any]) -> None:
+    facts((key.replace("_", " "), str(value)) for key, value in image.items() if key != "parts")
+    print()
+    table(
+        ("PART", "FILE", "SIZE", "SHA256"),
+        ((name, part["file"], show_size(part["bytes"]), part["sha256"]) for name, part in image["parts"].items()),
+    )
+
+
+def print_operations(operations: Iterable[Operation]) -> None:
+    rows = [
+        (
+            operation.id,
+            operation.kind,
+            operation.target,
+            operation.state,
+            _when(operation.created_at),
+            _took(operation),
+        )
+        for operation in operations
+    ]
+    if not rows:
+        print("no operations yet")
+        return
+    table(("ID", "KIND", "TARGET", "STATE", "BEGUN", "TOOK"), rows)
+
+
+def print_operation(operation: Operation) -> None:
+    facts(
+        (
+            ("id", operation.id),
+            ("kind", operation.kind),
+            ("target", operation.target),
+            ("state", operation.state),
+            ("begun", _when(operation.created_at)),
+            ("took", _took(operation)),
+            ("error", operation.error["message"] if operation.error else ""),
+            ("hint", operation.error["hint"] if operation.error else ""),
+        )
+    )
+    if operation.stages:
+        print()
+        rows = [(stage.name, duration(stage.seconds), "ok" if stage.ok else "failed") for stage in operation.stages]
+        table(("STAGE", "TOOK", ""), rows)
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _took(operation: Operation) -> str:
+    return duration(operation.finished_at - operation.created_at) if operation.finished_at else ""

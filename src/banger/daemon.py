@@ -1,0 +1,178 @@
+"""bangerd: the composition root, the only place that builds concrete objects."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import uvicorn
+
+from banger import __version__
+from banger.api.app import create_app
+from banger.api.services import Services
+from banger.config import Settings
+from banger.jobs.operations import Operations
+from banger.model.daemon import DaemonStatus
+from banger.model.errors import Conflict, HostRequirement
+from banger.model.vm import LIVE
+from banger.paths import Paths
+from banger.service.health import Monitor
+from banger.service.images import ImageService
+from banger.service.lifecycle import Lifecycle
+from banger.service.reconcile import Reconciler
+from banger.service.vms import EngineChoice, VmService
+from banger.store.db import open_database
+from banger.store.operations import OperationStore
+from banger.store.vms import VmStore
+from banger.system.locks import FileLock
+
+BACKLOG = 128
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One daemon: its objects, its socket, its life."""
+
+    def __init__(self, paths: Paths, settings: Settings) -> None:
+        self._paths = paths
+        self._settings = settings
+        self._begun = time.monotonic()
+        self._stop = asyncio.Event()
+
+    async def run(self, ready: int | None) -> None:
+        """Serve until SIGTERM, SIGINT or /daemon/stop. `ready` is a descriptor that hears of the open socket."""
+        for directory in (self._paths.state, self._paths.runtime, self._paths.cache):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = FileLock(self._paths.daemon_lock)
+        if not lock.try_acquire():
+            raise Conflict("a daemon is running already", hint="`banger daemon status` shows it")
+        try:
+            lock.write(f"{os.getpid()}\n")
+            with contextlib.closing(open_database(self._paths.database)) as database:
+                self._vms = VmStore(database)
+                self._operations = Operations(OperationStore(database))
+                with _listen(self._paths.daemon_socket) as listener:
+                    await self._serve(listener, ready)
+        finally:
+            lock.release()
+
+    async def _serve(self, listener: socket.socket, ready: int | None) -> None:
+        monitor = Monitor(self._paths, self._settings.health_period_s, self._vms.get, self._engine_ended)
+        lifecycle = Lifecycle(self._paths, self._settings, self._vms, EngineChoice())
+        self._vm_service = VmService(self._paths, self._vms, self._operations, lifecycle, monitor)
+        images = ImageService(self._paths, self._operations)
+        await images.sweep()
+        await Reconciler(self._vms, self._operations, lifecycle, monitor).run()
+        self._operations.forget_older(self._settings.keep_operations_days * 86400)
+        services = Services(
+            vms=self._vm_service,
+            images=images,
+            operations=self._operations,
+            daemon_status=self._status,
+            stop_daemon=self._stop.set,
+        )
+        server = _Server(
+            uvicorn.Config(
+                create_app(services),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="wsproto",
+                ws_max_size=1 << 20,
+                timeout_graceful_shutdown=3,
+            )
+        )
+        async with _signals(self._stop):
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            _tell(ready)
+            log.info("bangerd %s serves %s", __version__, self._paths.daemon_socket)
+            await self._stop.wait()
+            log.info("stopping; VMs go on running")
+            await self._operations.close()
+            await monitor.close()
+            server.should_exit = True
+            await serving
+
+    def _engine_ended(self, vm_id: str, status: int | None) -> None:
+        self._vm_service.engine_ended(vm_id, status)
+
+    def _status(self) -> DaemonStatus:
+        vms = self._vms.all()
+        return DaemonStatus(
+            pid=os.getpid(),
+            version=__version__,
+            uptime_s=round(time.monotonic() - self._begun, 1),
+            memory_bytes=psutil.Process().memory_full_info().pss,
+            socket=str(self._paths.daemon_socket),
+            state_dir=str(self._paths.state),
+            log=str(self._paths.daemon_log),
+            vms=len(vms),
+            running_vms=sum(vm.state in LIVE for vm in vms),
+            running_operations=self._operations.running,
+        )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, less its signal handlers: ours end operations first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.contextmanager
+def _listen(path: Path) -> Iterator[socket.socket]:
+    """Our socket, 0600. A file that is there already is a dead daemon's: we hold the lock."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def _signals(stop: asyncio.Event) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _tell(ready: int | None) -> None:
+    if ready is not None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(ready, b"ready\n")
+        os.close(ready)
+
+
+def run(paths: Paths, settings: Settings, *, ready: int | None = None) -> None:
+    """Run a daemon in this process until it is told to stop. Raises `Conflict`, `HostRequirement`."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        asyncio.run(Daemon(paths, settings).run(ready))
+    except PermissionError as error:
+        raise HostRequirement(
+            f"the daemon cannot write {error.filename}", hint="set BANGER_STATE_DIR and BANGER_RUNTIME_DIR"
+        ) from error

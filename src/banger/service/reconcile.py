@@ -1,0 +1,56 @@
+"""At the daemon's start: make what is stored and what runs agree, after whatever ended the last daemon."""
+
+import logging
+
+import msgspec
+
+from banger.engine.launch import alive
+from banger.jobs.operations import Operations
+from banger.model.operation import Operation
+from banger.model.vm import LIVE, Vm, VmState
+from banger.service.health import Monitor
+from banger.service.lifecycle import Lifecycle
+from banger.store.vms import VmStore
+
+log = logging.getLogger(__name__)
+_STARTS = frozenset({"vm.start", "vm.restart"})
+
+
+class Reconciler:
+    """Decides for each VM what its record, its engine and an interrupted operation mean together."""
+
+    def __init__(self, vms: VmStore, operations: Operations, lifecycle: Lifecycle, monitor: Monitor) -> None:
+        self._vms = vms
+        self._operations = operations
+        self._lifecycle = lifecycle
+        self._monitor = monitor
+
+    async def run(self) -> None:
+        interrupted = {operation.target: operation for operation in self._operations.mark_interrupted()}
+        for operation in interrupted.values():
+            log.warning("operation %s (%s %s) was interrupted", operation.id, operation.kind, operation.target)
+        for vm in self._vms.all():
+            await self._settle(vm, interrupted.get(f"vm/{vm.name}"))
+
+    async def _settle(self, vm: Vm, interrupted: Operation | None) -> None:
+        if vm.state in (VmState.CREATING, VmState.DELETING):
+            log.warning("vm %s: was %s when the daemon ended; removing it", vm.name, vm.state)
+            await self._lifecycle.end_engine(vm)
+            await self._lifecycle.remove_files(vm)
+            self._vms.remove(vm.id)
+        elif vm.state in LIVE and await self._lifecycle.adopt(vm):
+            log.info("vm %s: adopted, engine pid %d", vm.name, vm.process.pid if vm.process else 0)
+            self._monitor.watch(vm)
+        elif vm.state in LIVE or vm.process is not None or (interrupted and interrupted.kind in _STARTS):
+            await self._stopped(vm)
+
+    async def _stopped(self, vm: Vm) -> None:
+        running = vm.process is not None and alive(vm.process)
+        await self._lifecycle.end_engine(vm)
+        if vm.state in LIVE:
+            problem = "its engine did not answer" if running else "the engine ended while no daemon watched"
+        else:
+            problem = "the daemon ended while the VM was starting"
+        log.warning("vm %s: %s; it is stopped now", vm.name, problem)
+        stopped = msgspec.structs.replace(vm, state=VmState.STOPPED, process=None, started_at=None, problem=problem)
+        self._vms.update(stopped)

@@ -1,0 +1,231 @@
+"""VMs: what can be asked of them. A method decodes, begins an operation, and returns."""
+
+import time
+from datetime import UTC, datetime
+
+import msgspec
+
+from banger.engine.launch import tail
+from banger.engine.select import Engine, select_engine
+from banger.guest.channel import ExecStream, Guest
+from banger.images.catalog import find_image
+from banger.jobs.operations import Job, Operations
+from banger.model.errors import Conflict, Invalid
+from banger.model.guest import ExecRequest
+from banger.model.names import make_up_name, new_id
+from banger.model.operation import Operation
+from banger.model.sizes import MIB
+from banger.model.vm import LIVE, Vm, VmDocument, VmHealth, VmSpec, VmState
+from banger.network.user import user_nic
+from banger.paths import Paths
+from banger.service.health import Monitor, check_vm
+from banger.service.lifecycle import Lifecycle
+from banger.storage.overlays import allocated_bytes
+from banger.store.vms import VmStore
+from banger.system.host import memory_total_bytes
+
+LOG_BYTES_MAX = 4 * MIB
+
+
+class EngineChoice:
+    """The engine for new VMs: chosen once for each life of the daemon, at the first need."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+
+    async def __call__(self) -> Engine:
+        if self._engine is None:
+            self._engine = await select_engine()
+        return self._engine
+
+
+class VmService:
+    """Everything that the API offers of VMs."""
+
+    def __init__(
+        self, paths: Paths, vms: VmStore, operations: Operations, lifecycle: Lifecycle, monitor: Monitor
+    ) -> None:
+        self._paths = paths
+        self._vms = vms
+        self._operations = operations
+        self._lifecycle = lifecycle
+        self._monitor = monitor
+
+    def list(self) -> list[VmDocument]:
+        return [self._document(vm) for vm in self._vms.all()]
+
+    def show(self, reference: str) -> VmDocument:
+        return self._document(self._vms.find(reference))
+
+    async def health(self, reference: str) -> VmHealth:
+        return await self._monitor.check(self._vms.find(reference))
+
+    def logs(self, reference: str, source: str, limit: int) -> str:
+        """The last `limit` bytes of the `console` or `engine` log."""
+        paths = self._paths.vm(self._vms.find(reference).id)
+        logs = {"console": paths.console_log, "engine": paths.engine_log}
+        if source not in logs:
+            raise Invalid(f"there is no log {source!r}", hint="choose console or engine")
+        return tail(logs[source], min(limit, LOG_BYTES_MAX))
+
+    async def exec(self, reference: str, request: ExecRequest) -> ExecStream:
+        """Run a command in a running guest. Raises `Conflict` when the VM is not running."""
+        vm = self._vms.find(reference)
+        if vm.state is not VmState.RUNNING:
+            raise Conflict(f"{vm.name} is {vm.state}, not running", hint=f"banger vm start {vm.name}")
+        return await Guest(self._paths.vm(vm.id).vsock_socket).exec(request)
+
+    def create(self, spec: VmSpec) -> Operation:
+        """Begin `vm.create`. Raises `Invalid`, `NotFound` (image), `Conflict` (name) before anything is made."""
+        spec.check(host_memory_mib=memory_total_bytes() // MIB)
+        image = find_image(self._paths, spec.image)
+        vm = self._new(spec, image.parts["root"].bytes)
+        self._operations.check_free(_target(vm))
+        self._vms.add(vm)
+
+        async def work(job: Job) -> VmDocument:
+            job.undo("forget the VM", lambda: self._forget(vm))
+            await self._lifecycle.make_disks(job, vm)
+            return await self._boot(job, vm)
+
+        return self._operations.begin("vm.create", _target(vm), work)
+
+    def _new(self, spec: VmSpec, disk_bytes: int) -> Vm:
+        vm_id = new_id()
+        return Vm(
+            id=vm_id,
+            name=spec.name or self._free_name(),
+            state=VmState.CREATING,
+            image=spec.image,
+            vcpu=spec.vcpu,
+            memory_mib=spec.memory_mib,
+            nat=spec.nat,
+            engine="",
+            accelerator="",
+            accelerator_reason="",
+            guest_ip=user_nic(vm_id, nat=spec.nat).address,
+            disk_bytes=disk_bytes,
+            created_at=time.time(),
+        )
+
+    def _free_name(self) -> str:
+        taken = {vm.name for vm in self._vms.all()}
+        name = make_up_name()
+        while name in taken:
+            name = f"{make_up_name()}-{new_id()[:3]}"
+        return name
+
+    async def _forget(self, vm: Vm) -> None:
+        self._vms.remove(vm.id)
+
+    async def _boot(self, job: Job, vm: Vm) -> VmDocument:
+        running = await self._lifecycle.boot(job, vm)
+        self._monitor.watch(running, await check_vm(running, self._paths))
+        return self._document(running)
+
+    def start(self, reference: str) -> Operation:
+        """Begin `vm.start`. Raises `Conflict` when it runs already."""
+        vm = self._vms.find(reference)
+        self._operations.check_free(_target(vm))
+        if vm.state in LIVE:
+            raise Conflict(f"{vm.name} is running already", hint=f"banger vm show {vm.name}")
+        find_image(self._paths, vm.image)
+        return self._operations.begin("vm.start", _target(vm), lambda job: self._boot(job, vm))
+
+    def stop(self, reference: str, *, force: bool) -> Operation:
+        """Begin `vm.stop`. Raises `Conflict` when it does not run."""
+        vm = self._live(reference)
+
+        async def work(job: Job) -> VmDocument:
+            return self._document(await self._power_off(job, vm, force=force))
+
+        return self._operations.begin("vm.stop", _target(vm), work)
+
+    def restart(self, reference: str, *, force: bool) -> Operation:
+        """Begin `vm.restart`: power off, then boot."""
+        vm = self._live(reference)
+
+        async def work(job: Job) -> VmDocument:
+            return await self._boot(job, await self._power_off(job, vm, force=force))
+
+        return self._operations.begin("vm.restart", _target(vm), work)
+
+    def _live(self, reference: str) -> Vm:
+        vm = self._vms.find(reference)
+        self._operations.check_free(_target(vm))
+        if vm.state not in LIVE:
+            raise Conflict(f"{vm.name} is {vm.state}, not running", hint=f"banger vm start {vm.name}")
+        return vm
+
+    async def _power_off(self, job: Job, vm: Vm, *, force: bool) -> Vm:
+        await self._lifecycle.power_off(job, vm, force=force)
+        self._monitor.forget(vm.id)
+        return self._set_stopped(vm.id, VmState.STOPPED, "")
+
+    def _set_stopped(self, vm_id: str, state: VmState, problem: str) -> Vm:
+        vm = self._vms.get(vm_id)
+        assert vm is not None
+        vm = msgspec.structs.replace(vm, state=state, process=None, started_at=None, problem=problem)
+        self._vms.update(vm)
+        return vm
+
+    def delete(self, reference: str) -> Operation:
+        """Begin `vm.delete`: its engine, files and record go."""
+        vm = self._vms.find(reference)
+
+        async def work(job: Job) -> None:
+            # from here on a crash is completed at the next start, never taken back
+            self._vms.update(msgspec.structs.replace(vm, state=VmState.DELETING))
+            self._monitor.forget(vm.id)
+            await self.remove(job, vm)
+
+        return self._operations.begin("vm.delete", _target(vm), work)
+
+    async def remove(self, job: Job, vm: Vm) -> None:
+        async with job.stage("end the engine"):
+            await self._lifecycle.end_engine(vm)
+        async with job.stage("remove the disks"):
+            await self._lifecycle.remove_files(vm)
+            self._vms.remove(vm.id)
+
+    def engine_ended(self, vm_id: str, status: int | None) -> None:
+        """The monitor's word that an engine has ended by itself: the guest powered off, or something broke."""
+        vm = self._vms.get(vm_id)
+        if vm is None or vm.state not in LIVE or self._operations.is_held(_target(vm)):
+            return
+        self._monitor.forget(vm_id)
+        if status == 0:
+            self._set_stopped(vm_id, VmState.STOPPED, "the guest powered off")
+        else:
+            why = "how is not known" if status is None else f"status {status}"
+            self._set_stopped(vm_id, VmState.FAILED, f"the engine ended by itself ({why})")
+
+    def _document(self, vm: Vm) -> VmDocument:
+        paths = self._paths.vm(vm.id)
+        return VmDocument(
+            id=vm.id,
+            name=vm.name,
+            state=vm.state,
+            image=vm.image,
+            vcpu=vm.vcpu,
+            memory_mib=vm.memory_mib,
+            disk_bytes=vm.disk_bytes,
+            disk_allocated_bytes=allocated_bytes(paths.root_overlay),
+            work_disk_bytes=0,
+            engine=vm.engine,
+            accelerator=vm.accelerator,
+            accelerator_reason=vm.accelerator_reason,
+            network="user",
+            guest_ip=vm.guest_ip,
+            nat=vm.nat,
+            created_at=datetime.fromtimestamp(vm.created_at, UTC).isoformat(timespec="seconds"),
+            uptime_s=round(time.time() - vm.started_at, 1) if vm.started_at else None,
+            health=self._monitor.status(vm),
+            problem=vm.problem,
+            engine_pid=vm.process.pid if vm.process else None,
+            vsock_socket=str(paths.vsock_socket),
+        )
+
+
+def _target(vm: Vm) -> str:
+    return f"vm/{vm.name}"

@@ -1,0 +1,118 @@
+"""The dependency rules of the design, held from the first commit."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "banger"
+DOMAIN = ("engine", "images", "network", "storage", "guest", "qemu")
+FACE = ("cli", "tui", "client")
+
+# package -> what of ours it may import (besides itself)
+MAY_IMPORT = {
+    "model": (),
+    "config": ("model",),
+    "paths": ("model",),
+    "system": ("model",),
+    "store": ("model",),
+    "jobs": ("model", "store"),
+    **dict.fromkeys(DOMAIN, ("model", "config", "paths", "system")),
+    "service": ("model", "config", "paths", "system", "store", "jobs", *(d for d in DOMAIN if d != "qemu")),
+    "api": ("model", "service", "jobs"),
+    "client": ("model", "config", "paths"),
+    "cli": ("model", "config", "paths", "client"),
+    "tui": ("model", "config", "paths", "client"),
+    "daemon": ("model", "config", "paths", "system", "store", "jobs", "service", "api"),
+}
+# each exception is explained in docs/decisions.md
+EXCEPTIONS = {
+    ("client", "system.process"),  # starting the daemon: the one module that starts processes does it
+    ("cli", "daemon"),  # `daemon run` is the daemon
+}
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def ours(path: Path) -> Iterator[str]:
+    for name in imports_of(path):
+        if name.startswith("banger."):
+            yield name.removeprefix("banger.")
+
+
+def package_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
+    package = package_of(path)
+    if package in ("__init__", "__main__"):
+        return
+    allowed = {package, *MAY_IMPORT[package]}
+    wrong = [
+        name
+        for name in ours(path)
+        if name.split(".")[0] not in allowed and not any((package, ok) for ok in [name] if (package, ok) in EXCEPTIONS)
+    ]
+    assert not wrong, f"{package} may not import {wrong}"
+
+
+def test_only_system_process_starts_processes() -> None:
+    wrong = [
+        str(path.relative_to(SOURCE))
+        for path in modules()
+        if "subprocess" in imports_of(path)
+        and path != SOURCE / "system" / "process.py"
+        and path.parent != SOURCE / "guest" / "agent"  # it starts processes in the guest
+    ]
+    assert not wrong
+
+
+def test_only_system_touches_the_kernels_edge() -> None:
+    edge = {"pyroute2", "fcntl", "ctypes"}
+    allowed = {"system", "client", "guest"}  # client: the start lock; guest: runs in the guest
+    wrong = [str(p) for p in modules() if package_of(p) not in allowed and edge & set(imports_of(p))]
+    assert not wrong
+
+
+def test_what_runs_in_the_guest_needs_only_the_standard_library() -> None:
+    inside = [*(SOURCE / "guest" / "agent").glob("*.py"), SOURCE / "guest" / "protocol.py"]
+    assert len(inside) > 2
+    for path in inside:
+        for name in imports_of(path):
+            top = name.split(".")[0]
+            assert top in sys.stdlib_module_names or name.startswith("banger.guest.") or top in AGENT_MODULES, (
+                f"{path.name} imports {name}"
+            )
+
+
+# in the guest the agent's own files are top-level modules
+AGENT_MODULES = {path.stem for path in (SOURCE / "guest" / "agent").glob("*.py")} | {"protocol", "agent"}
+
+
+def test_files_and_functions_stay_small() -> None:
+    wrong = []
+    for path in modules():
+        text = path.read_text()
+        if text.count("\n") > 500:
+            wrong.append(f"{path.name}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                size = (node.end_lineno or 0) - node.lineno + 1
+                if size > 45:
+                    wrong.append(f"{path.name}: {node.name} has {size} lines")
+    assert not wrong
