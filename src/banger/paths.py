@@ -9,8 +9,8 @@ A Unix socket's path holds at most 107 bytes; names below the runtime directory 
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from banger.model.errors import Invalid
 
@@ -31,8 +31,7 @@ def _runtime_fallback() -> Path:
     return Path("/run/banger") if uid == 0 else Path(f"/tmp/banger-{uid}")
 
 
-@dataclass(frozen=True)
-class VmPaths:
+class VmPaths(NamedTuple):
     """One VM's files: `state` holds disks and logs, `runtime` the sockets."""
 
     state: Path
@@ -63,8 +62,7 @@ class VmPaths:
         return self.runtime / f"v.sock_{port}"
 
 
-@dataclass(frozen=True)
-class ImagePaths:
+class ImagePaths(NamedTuple):
     """A managed image's directory."""
 
     directory: Path
@@ -94,8 +92,7 @@ class ImagePaths:
         return self.directory / "packages.json"
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(NamedTuple):
     """The three directories and what lies in them."""
 
     state: Path

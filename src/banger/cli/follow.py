@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from banger.cli.render import StageView
+from banger.cli.stages import StageView
 from banger.client.api import Client
 from banger.model.errors import BangerError, from_dict
 from banger.model.operation import Event, EventKind, Operation

@@ -1,30 +1,32 @@
 """How each document looks to a person."""
 
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Any
+from __future__ import annotations
 
-import msgspec
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from banger.cli.render import duration, facts, table
-from banger.model.operation import Operation
+from banger.model.documents import VmDocument
 from banger.model.sizes import MIB, show_size
-from banger.model.vm import VmDocument, VmHealth
+
+if TYPE_CHECKING:
+    from banger.model.operation import Operation
+    from banger.model.vm import VmHealth
 
 
 def print_vms(vms: Iterable[VmDocument]) -> None:
     rows = [
         (
-            vm.name,
-            vm.state,
-            vm.health,
-            vm.image,
-            f"{vm.engine or '-'}/{vm.accelerator or '-'}",
-            str(vm.vcpu),
-            show_size(vm.memory_mib * MIB),
-            show_size(vm.disk_allocated_bytes),
-            "on" if vm.nat else "off",
-            duration(vm.uptime_s) if vm.uptime_s is not None else "-",
+            vm["name"],
+            vm["state"],
+            vm["health"],
+            vm["image"],
+            f"{vm['engine'] or '-'}/{vm['accelerator'] or '-'}",
+            str(vm["vcpu"]),
+            show_size(vm["memory_mib"] * MIB),
+            show_size(vm["disk_allocated_bytes"]),
+            "on" if vm["nat"] else "off",
+            duration(vm["uptime_s"]) if vm["uptime_s"] is not None else "-",
         )
         for vm in vms
     ]
@@ -34,28 +36,27 @@ def print_vms(vms: Iterable[VmDocument]) -> None:
     table(("NAME", "STATE", "HEALTH", "IMAGE", "ENGINE", "VCPU", "MEMORY", "DISK", "NAT", "UPTIME"), rows)
 
 
-def print_vm(document: VmDocument | Mapping[str, Any]) -> None:
-    vm = document if isinstance(document, VmDocument) else msgspec.convert(document, VmDocument)
-    accelerator = f"{vm.accelerator} ({vm.accelerator_reason})" if vm.accelerator else ""
+def print_vm(vm: VmDocument) -> None:
+    accelerator = f"{vm['accelerator']} ({vm['accelerator_reason']})" if vm["accelerator"] else ""
     facts(
         (
-            ("name", vm.name),
-            ("id", vm.id),
-            ("state", vm.state),
-            ("problem", vm.problem),
-            ("health", vm.health),
-            ("image", vm.image),
-            ("vcpu", str(vm.vcpu)),
-            ("memory", show_size(vm.memory_mib * MIB)),
+            ("name", vm["name"]),
+            ("id", vm["id"]),
+            ("state", vm["state"]),
+            ("problem", vm["problem"]),
+            ("health", vm["health"]),
+            ("image", vm["image"]),
+            ("vcpu", str(vm["vcpu"])),
+            ("memory", show_size(vm["memory_mib"] * MIB)),
             (
                 "disk",
-                f"{show_size(vm.disk_bytes)}, {show_size(vm.disk_allocated_bytes)} of it allocated here",
+                f"{show_size(vm['disk_bytes'])}, {show_size(vm['disk_allocated_bytes'])} of it allocated here",
             ),
-            ("engine", vm.engine),
+            ("engine", vm["engine"]),
             ("accelerator", accelerator),
-            ("network", f"{vm.network}, guest address {vm.guest_ip}, nat {'on' if vm.nat else 'off'}"),
-            ("created", vm.created_at),
-            ("uptime", duration(vm.uptime_s) if vm.uptime_s is not None else ""),
+            ("network", f"{vm['network']}, guest address {vm['guest_ip']}, nat {'on' if vm['nat'] else 'off'}"),
+            ("created", vm["created_at"]),
+            ("uptime", duration(vm["uptime_s"]) if vm["uptime_s"] is not None else ""),
         )
     )
 
@@ -133,6 +134,8 @@ def print_operation(operation: Operation) -> None:
 
 
 def _when(seconds: float) -> str:
+    from datetime import UTC, datetime
+
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 

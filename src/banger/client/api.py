@@ -1,24 +1,27 @@
 """The daemon's API as typed methods."""
 
+from __future__ import annotations
+
 import json
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
-
-import msgspec
 
 from banger import __version__
 from banger.client.autostart import dial_or_start
 from banger.client.transport import DaemonLost, Reply, dial, send
-from banger.model.daemon import DaemonStatus
 from banger.model.errors import Internal
-from banger.model.operation import Event, EventKind, Operation
-from banger.model.vm import VmDocument, VmHealth, VmSpec
 from banger.paths import Paths
 
+if TYPE_CHECKING:
+    from banger.model.daemon import DaemonStatus
+    from banger.model.documents import VmDocument
+    from banger.model.operation import Event, Operation
+    from banger.model.vm import VmHealth, VmSpec
+
 T = TypeVar("T")
-VERSION_HEADER = b"x-banger-version"
+VERSION_HEADER = "x-banger-version"
 
 
 class Client:
@@ -37,38 +40,46 @@ class Client:
         return dial_or_start(self._paths) if self._start else dial(self._paths.daemon_socket)
 
     def _send(self, method: str, target: str, body: object = None) -> Reply:
-        reply = send(self.dial(), method, target, b"" if body is None else msgspec.json.encode(body))
-        version = reply.headers.get(VERSION_HEADER, b"").decode()
+        reply = send(self.dial(), method, target, b"" if body is None else json.dumps(body, default=_builtins).encode())
+        version = reply.headers.get(VERSION_HEADER)
         if version and version != __version__:
             self._warn(f"the running daemon is banger {version}, this is {__version__}; `banger daemon stop` ends it")
         return reply
 
-    def _get(self, target: str, kind: type[T], method: str = "GET", body: object = None) -> T:
+    def _json(self, method: str, target: str, body: object = None) -> Any:
         try:
-            return msgspec.json.decode(self._send(method, target, body).body(), type=kind)
-        except msgspec.DecodeError as error:
-            raise Internal(f"the daemon's answer is not understood: {error}", hint="`banger daemon stop`") from error
+            return json.loads(self._send(method, target, body).body())
+        except ValueError as error:
+            raise _misunderstood(error) from error
+
+    def _begin(self, method: str, target: str, body: object = None) -> Operation:
+        from banger.model.operation import Operation
+
+        return _convert(self._json(method, target, body), Operation)
 
     # VMs
     def list_vms(self) -> list[VmDocument]:
-        return self._get("/vms", list[VmDocument])
+        vms: list[VmDocument] = self._json("GET", "/vms")
+        return vms
 
     def show_vm(self, reference: str) -> VmDocument:
-        return self._get(_vm(reference), VmDocument)
+        vm: VmDocument = self._json("GET", _vm(reference))
+        return vm
 
     def create_vm(self, spec: VmSpec) -> Operation:
-        return self._get("/vms", Operation, "POST", spec)
+        return self._begin("POST", "/vms", spec)
 
     def change_vm(self, reference: str, verb: str, *, force: bool = False) -> Operation:
         """`verb` is start, stop or restart."""
-        query = "?force=true" if force else ""
-        return self._get(f"{_vm(reference)}/{verb}{query}", Operation, "POST")
+        return self._begin("POST", f"{_vm(reference)}/{verb}{'?force=true' if force else ''}")
 
     def delete_vm(self, reference: str) -> Operation:
-        return self._get(_vm(reference), Operation, "DELETE")
+        return self._begin("DELETE", _vm(reference))
 
     def vm_health(self, reference: str) -> VmHealth:
-        return self._get(f"{_vm(reference)}/health", VmHealth)
+        from banger.model.vm import VmHealth
+
+        return _convert(self._json("GET", f"{_vm(reference)}/health"), VmHealth)
 
     def vm_logs(self, reference: str, source: str, limit: int) -> str:
         target = f"{_vm(reference)}/logs?{urlencode({'source': source, 'limit': limit})}"
@@ -76,26 +87,32 @@ class Client:
 
     # images
     def list_images(self) -> list[dict[str, Any]]:
-        return self._get("/images", list[dict[str, Any]])
+        images: list[dict[str, Any]] = self._json("GET", "/images")
+        return images
 
     def show_image(self, name: str) -> dict[str, Any]:
-        return self._get(f"/images/{quote(name, safe='')}", dict[str, Any])
+        image: dict[str, Any] = self._json("GET", f"/images/{quote(name, safe='')}")
+        return image
 
     def bootstrap_image(self, spec: dict[str, Any]) -> Operation:
-        return self._get("/images/bootstrap", Operation, "POST", spec)
+        return self._begin("POST", "/images/bootstrap", spec)
 
     # operations
     def list_operations(self, limit: int = 100) -> list[Operation]:
-        return self._get(f"/operations?limit={limit}", list[Operation])
+        from banger.model.operation import Operation
+
+        return _convert(self._json("GET", f"/operations?limit={limit}"), list[Operation])
 
     def show_operation(self, reference: str) -> Operation:
-        return self._get(_operation(reference), Operation)
+        return self._begin("GET", _operation(reference))
 
     def cancel_operation(self, reference: str) -> Operation:
-        return self._get(f"{_operation(reference)}/cancel", Operation, "POST")
+        return self._begin("POST", f"{_operation(reference)}/cancel")
 
     def follow(self, reference: str, after: int = 0) -> Iterator[Event]:
         """Events after a sequence number, until the end; a daemon that restarts in between is asked again, once."""
+        from banger.model.operation import EventKind
+
         lost = False
         while True:
             try:
@@ -113,10 +130,34 @@ class Client:
 
     # the daemon
     def daemon_status(self) -> DaemonStatus:
-        return self._get("/daemon", DaemonStatus)
+        return self._daemon("GET", "/daemon")
 
     def stop_daemon(self) -> DaemonStatus:
-        return self._get("/daemon/stop", DaemonStatus, "POST")
+        return self._daemon("POST", "/daemon/stop")
+
+    def _daemon(self, method: str, target: str) -> DaemonStatus:
+        from banger.model.daemon import DaemonStatus
+
+        return _convert(self._json(method, target), DaemonStatus)
+
+
+def _builtins(value: object) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+def _convert(value: object, kind: type[T]) -> T:
+    import msgspec  # here, so that commands which print plain documents do not pay for it
+
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _misunderstood(error) from error
+
+
+def _misunderstood(error: Exception) -> Internal:
+    return Internal(f"the daemon's answer is not understood: {error}", hint="`banger daemon stop`, then try again")
 
 
 def _vm(reference: str) -> str:
@@ -129,10 +170,12 @@ def _operation(reference: str) -> str:
 
 def _events(chunks: Iterator[bytes]) -> Iterator[Event]:
     """Server-sent events (HTML standard, section 9.2) whose data is one line of JSON."""
+    from banger.model.operation import Event
+
     pending = b""
     for chunk in chunks:
         pending += chunk
         *lines, pending = pending.split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
-                yield msgspec.convert(json.loads(line[5:]), Event)
+                yield _convert(json.loads(line[5:]), Event)

@@ -1,16 +1,16 @@
-"""HTTP/1.1 over the daemon's Unix socket, blocking. Imports are few: every command pays for them."""
+"""HTTP over the daemon's Unix socket, blocking. It speaks HTTP/1.0, one request a connection, so that a reply is its
+headers and then bytes until the end: no library is needed, and none has to be imported by every command.
+"""
 
 import json
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-
-import h11
 
 from banger.model.errors import BangerError, Conflict, from_dict
 
 CHUNK = 262144
+HEAD_MAX = 65536
 
 
 class DaemonUnreachable(Conflict):
@@ -25,31 +25,38 @@ class DaemonLost(BangerError):
     code = "daemon_lost"
 
 
-@dataclass(frozen=True)
 class Reply:
-    status: int
-    headers: dict[bytes, bytes]
-    connection: h11.Connection
-    stream: socket.socket
+    """A reply whose headers have been read; names of headers are in lower case."""
+
+    def __init__(self, head: bytes, rest: bytes, stream: socket.socket) -> None:
+        status, *lines = head.decode("latin-1").split("\r\n")
+        self.status = int(status.split()[1])
+        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self._rest = rest
+        self._stream = stream
 
     def chunks(self) -> Iterator[bytes]:
-        """The body, piece by piece as it arrives."""
+        """The body, piece by piece as it arrives. Raises `DaemonLost` when it is cut short."""
+        missing = int(self.headers.get("content-length", "0"))
         try:
-            while True:
-                event = self.connection.next_event()
-                if event is h11.NEED_DATA:
-                    self.connection.receive_data(self.stream.recv(CHUNK))
-                elif isinstance(event, h11.Data):
-                    yield bytes(event.data)
-                else:
-                    return
-        except (OSError, h11.RemoteProtocolError) as error:
-            raise DaemonLost(f"the daemon closed the connection: {error}", hint="run the command again") from error
+            data = self._rest or self._stream.recv(CHUNK)
+            while data:
+                missing -= len(data)
+                yield data
+                data = self._stream.recv(CHUNK)
+        except OSError as error:
+            raise _lost(error.strerror) from error
         finally:
-            self.stream.close()
+            self._stream.close()
+        if missing > 0:
+            raise _lost("the reply was cut short")
 
     def body(self) -> bytes:
         return b"".join(self.chunks())
+
+
+def _lost(why: str | None) -> DaemonLost:
+    return DaemonLost(f"the daemon closed the connection: {why}", hint="run the command again")
 
 
 def dial(path: Path) -> socket.socket:
@@ -68,23 +75,21 @@ def dial(path: Path) -> socket.socket:
 
 def send(stream: socket.socket, method: str, target: str, body: bytes = b"") -> Reply:
     """One request on a fresh connection; returns when the reply's headers are there. Raises what the daemon reports."""
-    connection = h11.Connection(h11.CLIENT)
-    headers = [("Host", "banger"), ("Connection", "close"), ("Content-Length", str(len(body)))]
-    if body:
-        headers.append(("Content-Type", "application/json"))
-    data = connection.send(h11.Request(method=method, target=target, headers=headers)) or b""
-    data += connection.send(h11.Data(data=body)) or b"" if body else b""
+    head = f"{method} {target} HTTP/1.0\r\nHost: banger\r\nContent-Length: {len(body)}\r\n"
+    kind = "Content-Type: application/json\r\n" if body else ""
+    data = b""
     try:
-        stream.sendall(data + (connection.send(h11.EndOfMessage()) or b""))
-        while (event := connection.next_event()) is h11.NEED_DATA:
-            connection.receive_data(stream.recv(CHUNK))
-    except (OSError, h11.RemoteProtocolError) as error:
+        stream.sendall(f"{head}{kind}\r\n".encode("ascii") + body)
+        while b"\r\n\r\n" not in data and len(data) < HEAD_MAX and (chunk := stream.recv(CHUNK)):
+            data += chunk
+    except OSError as error:
         stream.close()
-        raise DaemonLost(f"the daemon closed the connection: {error}", hint="run the command again") from error
-    if not isinstance(event, h11.Response):
+        raise _lost(error.strerror) from error
+    first, end, rest = data.partition(b"\r\n\r\n")
+    if not end or not first.startswith(b"HTTP/1."):
         stream.close()
-        raise DaemonLost("the daemon closed the connection without a reply", hint="run the command again")
-    reply = Reply(event.status_code, dict(event.headers), connection, stream)
+        raise _lost("no reply came")
+    reply = Reply(first, rest, stream)
     if reply.status >= 400:
         raise _reported(reply)
     return reply

@@ -100,29 +100,3 @@ class VmHealth(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     checked_at: float
     checks: tuple[Check, ...]
-
-
-class VmDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What every command prints of a VM. Sizes in bytes, memory in MiB, times as RFC 3339 in UTC."""
-
-    id: str
-    name: str
-    state: VmState
-    image: str
-    vcpu: int
-    memory_mib: int
-    disk_bytes: int
-    disk_allocated_bytes: int
-    work_disk_bytes: int
-    engine: str
-    accelerator: str
-    accelerator_reason: str
-    network: str
-    guest_ip: str
-    nat: bool
-    created_at: str
-    uptime_s: float | None
-    health: str
-    problem: str
-    engine_pid: int | None
-    vsock_socket: str

@@ -7,15 +7,17 @@ import msgspec
 
 from banger.engine.launch import tail
 from banger.engine.select import Engine, select_engine
-from banger.guest.channel import ExecStream, Guest
+from banger.guest.channel import ExecStream as ExecStream
+from banger.guest.channel import Guest
 from banger.images.catalog import find_image
 from banger.jobs.operations import Job, Operations
+from banger.model.documents import VmDocument
 from banger.model.errors import Conflict, Invalid
 from banger.model.guest import ExecRequest
 from banger.model.names import make_up_name, new_id
 from banger.model.operation import Operation
 from banger.model.sizes import MIB
-from banger.model.vm import LIVE, Vm, VmDocument, VmHealth, VmSpec, VmState
+from banger.model.vm import LIVE, Vm, VmHealth, VmSpec, VmState
 from banger.network.user import user_nic
 from banger.paths import Paths
 from banger.service.health import Monitor, check_vm

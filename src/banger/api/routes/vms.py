@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Controller, MediaType, WebSocket, delete, get, post, websocket
@@ -10,12 +10,14 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Parameter
 
 from banger.api.services import Services
+from banger.model.documents import VmDocument
 from banger.model.errors import BangerError, Invalid
 from banger.model.guest import ExecRequest, Stream
 from banger.model.operation import Operation
-from banger.model.vm import VmDocument, VmHealth, VmSpec
+from banger.model.vm import VmHealth, VmSpec
 from banger.service.vms import ExecStream
 
+Socket = WebSocket[Any, Any, Any]
 Force = Annotated[bool, Parameter(query="force", description="Do not wait for the guest")]
 FIRST_MESSAGE_S = 10.0
 
@@ -67,7 +69,7 @@ class Vms(Controller):
         return services.vms.logs(ref, source, limit)
 
     @websocket("/{ref:str}/exec")
-    async def exec_in_vm(self, socket: WebSocket, ref: str, services: Services) -> None:
+    async def exec_in_vm(self, socket: Socket, ref: str, services: Services) -> None:
         """First message: an ExecRequest as JSON text. Then binary messages both ways, each a stream number
         (one byte, see `Stream`) and its payload; the last one from here is EXIT. An error is one text message.
         """
@@ -86,13 +88,13 @@ class Vms(Controller):
             await _relay(socket, stream)
 
 
-async def _refuse(socket: WebSocket, error: BangerError) -> None:
+async def _refuse(socket: Socket, error: BangerError) -> None:
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):
         await socket.send_text(msgspec.json.encode({"error": error.to_dict()}).decode())
         await socket.close()
 
 
-async def _relay(socket: WebSocket, stream: ExecStream) -> None:
+async def _relay(socket: Socket, stream: ExecStream) -> None:
     """Frames both ways until EXIT, or until either side is gone; then the other is closed, which ends the command."""
     upstream = asyncio.create_task(_to_guest(socket, stream))
     try:
@@ -111,7 +113,7 @@ async def _relay(socket: WebSocket, stream: ExecStream) -> None:
         await stream.close()
 
 
-async def _to_guest(socket: WebSocket, stream: ExecStream) -> None:
+async def _to_guest(socket: Socket, stream: ExecStream) -> None:
     try:
         while True:
             message = await socket.receive_bytes()

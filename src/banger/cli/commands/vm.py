@@ -119,7 +119,7 @@ def list_vms(arguments: argparse.Namespace) -> int:
         print_json(vms)
     elif arguments.quiet:
         for vm in vms:
-            print(vm.name)
+            print(vm["name"])
     else:
         print_vms(vms)
     return 0
@@ -149,16 +149,16 @@ def delete(arguments: argparse.Namespace) -> int:
     connection = client()
     vms = [connection.show_vm(name) for name in names]
     if not arguments.yes:
-        _confirm("delete " + ", ".join(f"{vm.name} ({vm.state})" for vm in vms) + " and everything on disk?")
+        _confirm("delete " + ", ".join(f"{vm['name']} ({vm['state']})" for vm in vms) + " and everything on disk?")
     results = []
     for vm in vms:
-        operation = connection.delete_vm(vm.id)
+        operation = connection.delete_vm(vm["id"])
         if not arguments.detach:
             from banger.cli.follow import follow
 
             operation = follow(connection, operation, quiet=arguments.json)
         results.append(operation)
-        print(f"{vm.name}: {'being deleted' if arguments.detach else 'deleted'}", file=sys.stderr)
+        print(f"{vm['name']}: {'being deleted' if arguments.detach else 'deleted'}", file=sys.stderr)
     if arguments.json:
         from banger.cli.render import print_json
 

@@ -1,0 +1,29 @@
+"""Documents that commands print, as plain dictionaries: reading them needs no import that costs time."""
+
+from typing import TypedDict
+
+
+class VmDocument(TypedDict):
+    """What is told of a VM. Sizes in bytes, memory in MiB, times as RFC 3339 in UTC; uptime null unless it runs."""
+
+    id: str
+    name: str
+    state: str
+    image: str
+    vcpu: int
+    memory_mib: int
+    disk_bytes: int
+    disk_allocated_bytes: int
+    work_disk_bytes: int
+    engine: str
+    accelerator: str
+    accelerator_reason: str
+    network: str
+    guest_ip: str
+    nat: bool
+    created_at: str
+    uptime_s: float | None
+    health: str
+    problem: str
+    engine_pid: int | None
+    vsock_socket: str
