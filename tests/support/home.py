@@ -17,9 +17,14 @@ COMMAND_TIMEOUT_S = 300
 
 
 class Home:
-    """Fresh state, runtime and cache directories. `images` is a directory to use as the image store, if given."""
+    """Fresh state, runtime and cache directories.
 
-    def __init__(self, *, images: Path | None = None, settings: str = "") -> None:
+    `images` is a directory to use as the image store, `prefix` a command that runs every banger, such as
+    `ip netns exec NAME`.
+    """
+
+    def __init__(self, *, images: Path | None = None, settings: str = "", prefix: tuple[str, ...] = ()) -> None:
+        self._command = (*prefix, str(BIN / "banger"))
         # short, for the sake of socket paths
         self.root = Path(tempfile.mkdtemp(prefix="bh-"))
         self.env = {
@@ -45,14 +50,14 @@ class Home:
     def start(self, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
         """Start `banger WORDS...` without waiting."""
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen([str(BIN / "banger"), *words], env=self.env, **options)
+        return subprocess.Popen([*self._command, *words], env=self.env, **options)
 
     def run(
         self, *words: str, input: bytes | None = None, status: int | None = 0
     ) -> "subprocess.CompletedProcess[bytes]":
         """Run `banger WORDS...` to its end, and check its exit status unless `status` is None."""
         done = subprocess.run(
-            [str(BIN / "banger"), *words],
+            [*self._command, *words],
             env=self.env,
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,

@@ -20,6 +20,7 @@ def create_app(services: Services) -> Litestar:
         route_handlers=[Daemon, Images, OperationRoutes, Vms],
         dependencies={"services": Provide(lambda: services, sync_to_thread=False, use_cache=True)},
         exception_handlers=HANDLERS,
+        logging_config=None,
         response_headers={"X-Banger-Version": __version__},
         openapi_config=OpenAPIConfig(
             title="banger", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin(path="/")]

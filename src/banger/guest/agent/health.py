@@ -1,0 +1,78 @@
+"""What GET /healthz reports, read from /proc and /sys without starting a process."""
+
+import os
+
+from banger.guest.protocol import AGENT_VERSION
+
+# Service name as reported -> the names that distributions give it.
+SERVICES = {"ssh": ("ssh", "sshd"), "opencode": ("opencode",)}
+
+_UNIT_FOLDERS = ("/etc/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/")
+
+
+def read_text(path: str) -> str:
+    """The first 4096 bytes of a file, stripped; empty when it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 4096).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> str:
+    """The kernel's identifier of this boot (random(4))."""
+    return read_text("/proc/sys/kernel/random/boot_id")
+
+
+def report() -> "dict[str, object]":
+    """The body of GET /healthz."""
+    return {
+        "status": "ok",
+        "boot_id": boot_id(),
+        "uptime_s": float((read_text("/proc/uptime") or "0").split()[0]),
+        "agent_version": AGENT_VERSION,
+        "hostname": os.uname().nodename,
+        "services": {name: service_state(names) for name, names in SERVICES.items()},
+    }
+
+
+def service_state(names: "tuple[str, ...]", root: str = "") -> str:
+    """`running`, `stopped` or `absent`: the best state among the names. `root` prefixes every path."""
+    if os.path.isdir(root + "/run/systemd/system"):
+        look = _systemd
+    elif os.path.isdir(root + "/run/openrc"):
+        look = _openrc
+    else:
+        look = _runit
+    states = [look(root, name) for name in names]
+    return next((state for state in ("running", "stopped") if state in states), "absent")
+
+
+def _systemd(root: str, name: str) -> str:
+    """A unit's control group holds processes exactly while it runs (cgroups(7))."""
+    for tree in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd"):
+        if read_text(root + tree + "/system.slice/" + name + ".service/cgroup.procs"):
+            return "running"
+    return _installed(root, [folder + name + ".service" for folder in _UNIT_FOLDERS])
+
+
+def _openrc(root: str, name: str) -> str:
+    if os.path.lexists(root + "/run/openrc/started/" + name):
+        return "running"
+    return _installed(root, ["/etc/init.d/" + name])
+
+
+def _runit(root: str, name: str) -> str:
+    """runsv(8) writes `run`, `down` or `finish` into supervise/stat."""
+    if read_text(root + "/etc/sv/" + name + "/supervise/stat").startswith("run"):
+        return "running"
+    return _installed(root, ["/etc/sv/" + name])
+
+
+def _installed(root: str, paths: "list[str]") -> str:
+    return "stopped" if any(os.path.exists(root + path) for path in paths) else "absent"

@@ -1,0 +1,156 @@
+"""A Debian 12 image, from packages to a directory that machines boot from."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from banger.images.apt_sources import host_sources, mirror_source
+from banger.images.catalog import check_free, measure_parts, publish, workspace
+from banger.images.confine import require_root, run_confined
+from banger.images.kernel_package import CONFIG_NAME, KernelPackage, install_kernel
+from banger.images.mmdebstrap import Recipe, install
+from banger.images.rootfs import Seed, check_root, clean, installed_packages, plant
+from banger.model.errors import HostRequirement, Invalid
+from banger.model.image import Image
+from banger.model.progress import Progress
+from banger.paths import ImagePaths, Paths
+from banger.system.ext4 import check_ext4, make_ext4
+from banger.system.files import in_thread
+from banger.system.process import find_program
+
+SUITE, RELEASE = "bookworm", "12"
+ROOT_BYTES = 4 * 1024**3
+KERNELS = ("linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64")
+PACKAGES = (
+    "systemd-sysv",
+    "udev",
+    "dbus",
+    "openssh-server",
+    "python3",
+    "iproute2",
+    "ca-certificates",
+    "bash",
+    "procps",
+    "kmod",
+)
+PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "dpkg-deb": "dpkg",
+            "depmod": "kmod", "chroot": "coreutils", "unshare": "util-linux", "setpriv": "util-linux"}  # fmt: skip
+# The disk and the console; then what an emulated PC would make the kernel probe or test for nothing:
+# PS/2 ports, the timer's interrupt, more serial ports, crypto self-tests. The console log stays plain text.
+BOOT_ARGS = (
+    "console=ttyS0 root=/dev/vda rootfstype=ext4 rw panic=-1 reboot=k loglevel=4 "
+    "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd 8250.nr_uarts=1 "
+    "random.trust_cpu=on tsc=reliable no_timer_check cryptomgr.notests mitigations=off SYSTEMD_COLORS=0"
+)
+_FREE_BYTES = 2 * 1024**3
+_PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+
+
+@dataclass(frozen=True)
+class DebianRequest:
+    """What to make; `root_bytes` is the root disk's size.
+
+    `mirror` None means the host's own mirrors when it runs the same Debian, else mmdebstrap's default.
+    """
+
+    name: str
+    seed: Seed
+    mirror: str | None = None
+    root_bytes: int = ROOT_BYTES
+    extra_packages: tuple[str, ...] = ()
+    has_opencode: bool = False
+
+
+def package_cache(paths: Paths) -> Path:
+    """Where downloaded packages are kept between runs."""
+    return paths.cache / "debian" / SUITE
+
+
+async def bootstrap(paths: Paths, request: DebianRequest, progress: Progress) -> Image:
+    """Make and publish the image. After a failure or a cancellation nothing is left but the package cache.
+
+    Raises `HostRequirement` (not root, programs, space), `Conflict` (the name is taken), `CommandFailed`,
+    `Timeout`, `Invalid` (a bad mirror, seed or kernel).
+    """
+    recipe = _recipe(request)
+    _check_host(paths, request)
+    async with workspace(paths) as work:
+        root, out = work / "root", ImagePaths(work / "image")
+        out.directory.mkdir(mode=0o700)
+        async with progress.stage("packages", deadline_s=1800):
+            await install(recipe, root, work / "kernel", package_cache(paths), progress)
+        async with progress.stage("kernel", deadline_s=180):
+            kernel = await install_kernel(work / "kernel", root, out)
+            progress.note(f"kernel {kernel.release}")
+        async with progress.stage("seed", deadline_s=180):
+            packages = await _seed(root, request.seed, kernel, out)
+        async with progress.stage("filesystem", deadline_s=600):
+            await make_ext4(out.root, request.root_bytes, label="banger-root", tree=root)
+        async with progress.stage("verify", deadline_s=600):
+            await check_ext4(out.root)
+        async with progress.stage("publish", deadline_s=300):
+            image = await in_thread(_describe, request, recipe, kernel, out, packages)
+            await in_thread(publish, paths, image, out.directory)
+    return image
+
+
+def _check_host(paths: Paths, request: DebianRequest) -> None:
+    check_free(paths, request.name)
+    require_root()
+    for program, package in PROGRAMS.items():
+        find_program(program, package=package)
+    paths.images.mkdir(parents=True, mode=0o700, exist_ok=True)
+    if (free := shutil.disk_usage(paths.images).free) < _FREE_BYTES:
+        raise HostRequirement(
+            f"{paths.images} has {free // 2**20} MiB free", hint=f"an image needs {_FREE_BYTES // 2**20} MiB"
+        )
+
+
+def _recipe(request: DebianRequest) -> Recipe:
+    for package in request.extra_packages:
+        if not _PACKAGE_NAME.fullmatch(package):
+            raise Invalid(f"{package!r} is not a package name", hint="give Debian package names, such as git")
+    sources = mirror_source(request.mirror, SUITE) if request.mirror else host_sources(SUITE)
+    return Recipe(SUITE, sources, (*PACKAGES, *request.extra_packages), KERNELS)
+
+
+async def _seed(root: Path, seed: Seed, kernel: KernelPackage, out: ImagePaths) -> int:
+    """Clean and seed the root, compile, check, and write the manifest; how many packages it lists."""
+    await in_thread(clean, root)
+    await in_thread(plant, root, seed)
+    if seed.compile_dirs:
+        chroot = find_program("chroot", package="coreutils")
+        python = ["/usr/bin/python3", "-m", "compileall", "-q", "--invalidation-mode", "timestamp"]
+        await run_confined([chroot, str(root), *python, *seed.compile_dirs], timeout=120, on_line=lambda _: None)
+    check_root(root)
+    packages = [*installed_packages(root), kernel.package]
+    packages.sort(key=lambda package: (package["name"], package["arch"]))
+    out.manifest.write_text(json.dumps(packages, indent=1) + "\n")
+    return len(packages)
+
+
+def _describe(request: DebianRequest, recipe: Recipe, kernel: KernelPackage, out: ImagePaths, packages: int) -> Image:
+    roles = {
+        "root": out.root,
+        "kernel": out.kernel,
+        "bzimage": out.bzimage,
+        "initramfs": out.initramfs,
+        "config": out.directory / CONFIG_NAME,
+        "manifest": out.manifest,
+    }
+    return Image(
+        name=request.name,
+        distro="debian",
+        release=RELEASE,
+        kernel_release=kernel.release,
+        boot_args=BOOT_ARGS,
+        parts=measure_parts(out.directory, roles),
+        packages=packages,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        origin="; ".join(recipe.sources) or f"mmdebstrap {recipe.suite}",
+        needs_acpi=kernel.config.needs_acpi,
+        has_opencode=request.has_opencode,
+    )
