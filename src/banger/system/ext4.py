@@ -8,9 +8,9 @@ from banger.system.process import find_program, run
 MIB = 1024 * 1024
 MIN_BYTES = 16 * MIB
 _MAKE_S = 600.0
-# The inode tables and the journal of a fresh sparse file read as zeros already: say so, and the guest
-# has no reason to write them (ext4lazyinit would fill every overlay). No blocks are kept for root.
-_LAYOUT = ["-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", "-J", "size=32"]
+# A fresh sparse file reads as zeros: told so (e2fsprogs 1.47), mke2fs writes neither inode tables nor journal,
+# and the guest has no reason to either (ext4lazyinit would fill every overlay). No blocks are kept for root.
+_LAYOUT = ["-m", "0", "-E", "assume_storage_prezeroed=1,nodiscard", "-J", "size=32"]
 
 
 async def make_ext4(target: Path, size: int, *, label: str, tree: Path | None = None) -> None:

@@ -241,8 +241,10 @@ def test_clients_that_come_and_go_before_the_driver_leave_nothing(tmp_path: Path
     with Rig(tmp_path, started=False) as rig:
         before = descriptors()
         for _ in range(50):
-            rig.client(b"CONNECT 52\n").close()
-        rig.settle()
+            client = rig.client(b"CONNECT 52\n")
+            rig.settle()
+            client.close()
+            rig.settle()
         assert (rig.open(), descriptors()) == (0, before)
         assert not any(isinstance(thing, Connection) for thing in gc.get_objects())
         rig.boot()

@@ -125,7 +125,6 @@ def _leave_the_agent(stdio: "tuple[int, int, int]", tty: bool) -> None:
         os.dup2(fd, target)
     reset_all()
     os.umask(0o022)
-    os.setpriority(os.PRIO_PROCESS, 0, 0)
     _forget_oom_protection()
 
 

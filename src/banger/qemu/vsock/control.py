@@ -9,6 +9,7 @@ _HEADER = struct.Struct("<III")
 _VERSION, _REPLY, _NEED_REPLY = 1, 1 << 2, 1 << 3
 _MAX_BODY = 4096
 _MAX_FDS = 8
+_ANCILLARY = socket.CMSG_LEN(_MAX_FDS * struct.calcsize("@i"))
 
 
 class FrontEndError(Exception):
@@ -42,7 +43,10 @@ class Message:
 
 
 class ControlChannel:
-    """Reads messages without ever waiting, however they are cut into pieces."""
+    """Reads messages without ever waiting, however they are cut into pieces.
+
+    Not by `socket.recv_fds`, which ignores its flags: the descriptors would be inheritable.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -57,12 +61,14 @@ class ControlChannel:
         """The next message, None if it is not here yet. Raises `FrontEndError`, `HungUp`."""
         while missing := self._missing():
             try:
-                data, fds, flags, _address = socket.recv_fds(self._sock, missing, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _address = self._sock.recvmsg(missing, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return None
             except OSError as error:
                 raise HungUp(f"the control channel failed: {error.strerror}") from error
-            self._fds += fds
+            for level, kind, content in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    self._fds += [fd for (fd,) in struct.iter_unpack("@i", content)]
             if not data:
                 raise HungUp("the front end closed the control channel")
             if flags & socket.MSG_CTRUNC or len(self._fds) > _MAX_FDS:

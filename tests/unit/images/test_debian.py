@@ -1,0 +1,58 @@
+"""The installer's argv and how its failures read; nothing is started."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from banger.images import debian
+from banger.images.debian import BOOT_ARGS, DebianRequest, bootstrap
+from banger.images.mmdebstrap import Recipe, command
+from banger.images.rootfs import Seed
+from banger.model.errors import HostRequirement, Invalid
+from banger.paths import Paths
+from tests.unit.images.recorder import Recorder
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return Paths(tmp_path / "state", tmp_path / "run", tmp_path / "cache")
+
+
+def test_the_hook_survives_a_path_with_spaces_and_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("banger.images.mmdebstrap.find_program", lambda name, package: f"/usr/bin/{name}")
+    recipe = Recipe("bookworm", ["deb http://mirror.example/ bookworm main"], ["bash", "dbus"], ["linux-a"])
+    argv = command(recipe, Path("/r"), Path("/it's here/k"), Path("/a b/hook.sh"))
+    hook = next(word for word in argv if word.startswith("--customize-hook="))
+    assert hook == """--customize-hook=sh '/a b/hook.sh' "$1" '/it'"'"'s here/k' linux-a"""
+    assert argv[-3:] == ["bookworm", "/r", "deb http://mirror.example/ bookworm main"]
+    assert "--include=bash,dbus" in argv
+
+
+def test_the_boot_arguments_name_the_roots_type_and_the_console() -> None:
+    assert {"rootfstype=ext4", "root=/dev/vda", "rw", "console=ttyS0"} <= set(BOOT_ARGS.split())
+
+
+def test_anybody_but_root_is_told_what_to_do(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(HostRequirement) as caught:
+        asyncio.run(bootstrap(paths, DebianRequest(name="d", seed=Seed()), Recorder()))
+    assert "root" in caught.value.hint
+    assert not paths.images.exists()
+
+
+@pytest.mark.parametrize("package", ["-o=x", "a,b", "a b", "/tmp/evil.deb", "?essential"])
+def test_a_package_name_cannot_smuggle_apt_syntax(paths: Paths, package: str) -> None:
+    request = DebianRequest(name="d", seed=Seed(), extra_packages=(package,))
+    with pytest.raises(Invalid, match="package name"):
+        asyncio.run(bootstrap(paths, request, Recorder()))
+
+
+def test_a_full_disk_is_told_before_anything_is_made(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debian, "_FREE_BYTES", 1 << 62)
+    monkeypatch.setattr(debian, "require_root", lambda: None)
+    monkeypatch.setattr(debian, "find_program", lambda name, package: name)
+    with pytest.raises(HostRequirement, match="MiB free"):
+        asyncio.run(bootstrap(paths, DebianRequest(name="d", seed=Seed()), Recorder()))
+    assert list(paths.images.iterdir()) == []
