@@ -1,15 +1,24 @@
 """What a run must not leave behind on the machine."""
 
+import contextlib
+import os
+import secrets
 import subprocess
 from pathlib import Path
 
 import psutil
 
-OURS = ("banger", "qemu-system", "mmdebstrap", "mke2fs", "qemu-img")
+# every process that a test starts inherits it, however deep
+MARK = "BANGER_TEST_RUN"
+
+
+def mark_this_run() -> None:
+    """From here on, what this process starts can be told from what others do on the machine."""
+    os.environ[MARK] = secrets.token_hex(8)
 
 
 def snapshot() -> dict[str, set[str]]:
-    """Things of the kernel's that outlive a careless test: processes of ours, mounts, loop devices, links, namespaces."""
+    """Things that outlive a careless test: processes of ours, mounts, loop devices, links, namespaces."""
     return {
         "processes": {f"{p.pid} {' '.join(p.info['cmdline'])}" for p in _processes()},
         "mounts": {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()},
@@ -23,9 +32,10 @@ def snapshot() -> dict[str, set[str]]:
 def _processes() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(name in word for word in words[:3] for name in OURS):
-            found.append(process)
+        if process.pid != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE:
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == os.environ[MARK]:
+                    found.append(process)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Two hosts of the test's own: `host`, where banger runs, and `internet`, a server beyond it. Nothing leaves the machine."""
+"""Two hosts of the test's own: `host`, where banger runs, and `internet`, a server beyond it."""
 
 import contextlib
 import os

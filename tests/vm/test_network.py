@@ -1,4 +1,4 @@
-"""Reach, by packets seen: closed by default, the internet by a flag. banger runs in a network namespace of the test's."""
+"""Reach, by packets seen: closed by default, the internet by a flag. banger runs in a namespace of the test's."""
 
 import time
 from collections.abc import Iterator
