@@ -47,10 +47,11 @@ class Home:
     def state(self) -> Path:
         return self.root / "state"
 
-    def start(self, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
+    def start(self, *words: str, stdout: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
         """Start `banger WORDS...` without waiting."""
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen([*self._command, *words], env=self.env, **options)
+        return subprocess.Popen(
+            [*self._command, *words], env=self.env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE
+        )
 
     def run(
         self, *words: str, input: bytes | None = None, status: int | None = 0
