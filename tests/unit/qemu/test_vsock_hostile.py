@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import socket
 import struct
 import tempfile
@@ -235,6 +236,20 @@ def test_clients_beyond_the_limit_are_closed(tmp_path: Path) -> None:
         rig.until(lambda: refused.reset)
         assert read_some(first) is None
         assert rig.open() == 2
+
+
+def test_a_process_out_of_descriptors_waits_and_then_serves_the_client(tmp_path: Path) -> None:
+    with Rig(tmp_path, limits=Limits(accept_pause=0.02)) as rig:
+        rig.guest.listening.add(52)
+        client = rig.client(b"CONNECT 52\n")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+        try:
+            rig.settle()
+            assert rig.open() == 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert rig.receive(client, lambda data: data.endswith(b"\n")).startswith(b"OK ")
 
 
 def test_clients_that_come_and_go_before_the_driver_leave_nothing(tmp_path: Path) -> None:
