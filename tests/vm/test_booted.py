@@ -131,6 +131,13 @@ def test_a_hundred_megabytes_arrive_byte_for_byte(home: Home, booted: str) -> No
     assert hashlib.sha256(done.stdout).hexdigest() == done.stderr.decode()
 
 
+def test_an_engine_stays_small_after_large_transfers(home: Home, booted: str) -> None:
+    """25 MiB of its own, without QEMU: guest pages that passed through it are given back."""
+    home.run("vm", "exec", booted, "--", "head", "-c", str(64 << 20), "/dev/zero")
+    rollup = Path(f"/proc/{home.json('vm', 'show', booted)['engine_pid']}/smaps_rollup").read_text()
+    assert int(rollup.split("Pss:")[1].split()[0]) < 25 << 10
+
+
 def test_megabytes_of_stdin_arrive_byte_for_byte(home: Home, booted: str) -> None:
     data = os.urandom(8 << 20)
     done = home.run("vm", "exec", booted, "-i", "--", "sha256sum", input=data)

@@ -13,6 +13,7 @@ import psutil
 
 from banger.model.errors import HostRequirement, Timeout
 from banger.system.process import failure, find_program, kill_group, spawn
+from banger.system.watch import readable
 
 _KEPT_LINES = 60
 _LONGEST_LINE = 2000
@@ -80,7 +81,7 @@ async def _end(child: asyncio.subprocess.Process) -> None:
         await kill_group(child)
         async with asyncio.timeout(_REAP_S):
             for descriptor in descriptors:
-                await _readable(descriptor)
+                await readable(descriptor)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -94,13 +95,3 @@ def _open_children(pid: int) -> list[int]:
     except (psutil.NoSuchProcess, ProcessLookupError):
         pass  # it ended by itself meanwhile
     return descriptors
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(descriptor, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(descriptor)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -72,6 +73,9 @@ async def _serve(path: Path, vm_id: str, cache: Path) -> int:
     from banger.qemu.vmm import Vmm
 
     _check_socket(path)
+    # each vsock connection takes a descriptor
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     vmm = Vmm(vm_id, cache, sys.stdout.fileno())
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,7 +13,8 @@ _IN_CREATE, _IN_MOVED_TO, _IN_CLOEXEC, _IN_NONBLOCK = 0x100, 0x80, 0o2000000, 0o
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-async def _readable(descriptor: int) -> None:
+async def readable(descriptor: int) -> None:
+    """Return once the descriptor has something to read."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(descriptor, ready.set)
@@ -35,7 +36,7 @@ async def process_end(pid: int, ticks: int) -> int | None:
     try:
         # a pid may have been recycled before it was opened; the start time tells
         if start_ticks(pid) == ticks:
-            await _readable(descriptor)
+            await readable(descriptor)
     finally:
         os.close(descriptor)
     try:
@@ -62,5 +63,5 @@ async def file_appears(path: Path) -> None:
     """Return once `path` exists. The caller sets the deadline; its directory must exist."""
     async with _directory_changes(path.parent) as descriptor:
         while not path.exists():
-            await _readable(descriptor)
+            await readable(descriptor)
             os.read(descriptor, 65536)

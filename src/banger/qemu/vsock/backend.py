@@ -15,6 +15,7 @@ from banger.qemu.vsock.vhost_user import Start, VhostUser
 
 _log = logging.getLogger(__name__)
 _MESSAGES = 32  # of the control channel, in one turn
+_FORGET_AFTER = 4 << 20  # bytes moved: so many guest pages may have become resident here
 
 
 class Backend:
@@ -32,6 +33,7 @@ class Backend:
         self._control = ControlChannel(control)
         self._epoll.register(self._control, select.EPOLLIN)
         self.hung_up = False
+        self._forgotten_at = 0
 
     def fileno(self) -> int:
         """Readable whenever `step` has something to do."""
@@ -47,13 +49,23 @@ class Backend:
             self._events()
             self._streams.tick()
             rings = self._vhost.running()
-            return rings is not None and self._device.pump(*rings)
+            busy = rings is not None and self._device.pump(*rings)
+            if not self._streams.by_fd:
+                self._forget_pages()
+            return busy
         except BadRing as error:
             self._vhost.abandon(error)
         except (FrontEndError, HungUp) as error:
             _log.info("vsock device ends: %s", error)
             self.hung_up = True
         return False
+
+    def _forget_pages(self) -> None:
+        """With no connection open, give back what large transfers have made resident."""
+        moved = self._device.counters.rx_bytes + self._device.counters.tx_bytes
+        if moved - self._forgotten_at >= _FORGET_AFTER:
+            self._forgotten_at = moved
+            self._vhost.forget_pages()
 
     def _events(self) -> None:
         accept = False

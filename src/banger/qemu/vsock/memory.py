@@ -28,6 +28,7 @@ class _Mapped(NamedTuple):
     end: int
     host_address: int
     view: memoryview
+    whole: mmap.mmap
 
 
 class GuestMemory:
@@ -43,20 +44,28 @@ class GuestMemory:
             whole = mmap.mmap(fd, region.offset + region.size, mmap.MAP_SHARED)
             view = memoryview(whole)[region.offset : region.offset + region.size]
             start = region.guest_address
-            mapped.append(_Mapped(start, start + region.size, region.host_address, view))
+            mapped.append(_Mapped(start, start + region.size, region.host_address, view, whole))
         # Largest first: nearly every address lies there.
         self._regions = sorted(mapped, key=lambda entry: entry.start - entry.end)
 
     def guest(self, address: int, size: int) -> memoryview:
         """The bytes at a guest-physical address, writable in place. Raises `BadRing` outside of RAM."""
-        for start, end, _, view in self._regions:
+        for start, end, _, view, _ in self._regions:
             if start <= address and address + size <= end:
                 return view[address - start : address - start + size]
         raise BadRing(f"no guest memory at {address:#x}+{size}")
 
     def host(self, address: int, size: int) -> memoryview:
         """The bytes at an address of QEMU's: vrings are given so. Raises `BadRing` outside of RAM."""
-        for start, end, host, view in self._regions:
+        for start, end, host, view, _ in self._regions:
             if host <= address and address + size <= host + end - start:
                 return view[address - host : address - host + size]
         raise BadRing(f"no guest memory at QEMU address {address:#x}+{size}")
+
+    def forget_pages(self) -> None:
+        """Drop our page table entries, so that pages touched once do not count as ours for ever (madvise(2)).
+
+        The mappings are shared: their content stays, and the next access finds it again.
+        """
+        for region in self._regions:
+            region.whole.madvise(mmap.MADV_DONTNEED)

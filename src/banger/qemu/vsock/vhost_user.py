@@ -99,6 +99,10 @@ class VhostUser:
             if vring.kick == fd:
                 vring.drain_kick()
 
+    def forget_pages(self) -> None:
+        if self._memory is not None:
+            self._memory.forget_pages()
+
     def abandon(self, error: BadRing) -> None:
         """Stop both rings for good: see `Vring.abandon`."""
         _log.error("the guest's vsock driver broke its rings, the device stops: %s", error)
