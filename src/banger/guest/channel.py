@@ -29,7 +29,7 @@ _MAX_LINE = 32  # "OK <port>\n"
 _MAX_DOCUMENT = 64 * 1024
 _READ_LIMIT = 2 * protocol.MAX_PAYLOAD
 _RECEIVED = (Stream.STDOUT, Stream.STDERR, Stream.EXIT)
-_HINT = "see `banger vm console` for what the guest is doing, and `banger vm health`"
+_HINT = "`banger vm logs` shows what the guest is doing, `banger vm health` each check"
 
 _Document = TypeVar("_Document", Health, ExecExit)
 

@@ -60,7 +60,7 @@ class ReadyListener:
         except TimeoutError as error:
             raise GuestUnreachable(
                 f"the guest's agent did not report within {timeout:g} s",
-                hint="see `banger vm console` for how far the guest has come",
+                hint="`banger vm logs` shows how far the guest has come",
             ) from error
 
     def admit(self, dial: "_Dial") -> bool:

@@ -73,7 +73,7 @@ def _check_part(where: ImagePaths, part: ImagePart) -> None:
 
 def _broken(where: ImagePaths, what: str) -> Invalid:
     name = where.directory.name
-    return Invalid(f"the image {name} is damaged: {what}", hint=f"`banger image delete {name}`, then make it again")
+    return Invalid(f"the image {name} is damaged: {what}", hint=f"remove {where.directory} and make it again")
 
 
 async def verify_image(paths: Paths, name: str) -> Image:
@@ -117,7 +117,7 @@ def check_free(paths: Paths, name: str) -> None:
     """Raise `Conflict` when an image has this name."""
     if paths.image(validate_name(name, "image name")).directory.exists():
         raise Conflict(
-            f"there is an image {name} already", hint=f"choose another --name, or `banger image delete {name}`"
+            f"there is an image {name} already", hint=f"choose another --name, or remove {paths.image(name).directory}"
         )
 
 

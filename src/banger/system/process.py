@@ -87,7 +87,9 @@ async def spawn(
             limit=limit,
         )
     except FileNotFoundError as error:
-        raise HostRequirement(f"cannot start {argv[0]}: not found", hint="run `banger doctor`") from error
+        raise HostRequirement(
+            f"cannot start {argv[0]}: not found", hint="`make setup` installs what banger needs"
+        ) from error
 
 
 async def run(
@@ -160,4 +162,6 @@ def spawn_session(
             start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise HostRequirement(f"cannot start {argv[0]}: not found", hint="run `banger doctor`") from error
+        raise HostRequirement(
+            f"cannot start {argv[0]}: not found", hint="`make setup` installs what banger needs"
+        ) from error

@@ -1,7 +1,9 @@
 """What scripts rely on: exit codes, one error line and a hint, --json on stdout, a daemon that starts once."""
 
+import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from banger.cli.parser import NOUNS, build
 from tests.support.home import Home
 
 
@@ -241,3 +244,32 @@ def test_a_client_that_breaks_off_harms_nobody(home: Home) -> None:
 def test_python_dash_m_works_too(home: Home) -> None:
     done = subprocess.run([sys.executable, "-m", "banger", "--version"], env=home.env, capture_output=True, check=True)
     assert done.stdout.startswith(b"banger ")
+
+
+def test_every_command_that_a_hint_or_a_page_names_exists() -> None:
+    """A hint that cannot be typed is worse than none."""
+    root = Path(__file__).parents[3]
+    texts = [*(root / "src").rglob("*.py"), *(root / "docs").glob("*.md"), root / "README.md", root / "scripts/demo.sh"]
+    named = {
+        (found[1], found[2])
+        for path in texts
+        for found in re.finditer(
+            r"\bbanger (vm|image|operation|daemon|[a-z]+) ([a-z]+)\b(?! by| with)", path.read_text()
+        )
+        if found[1] in NOUNS and found[1] not in ("version", "completion")
+    }
+    known = {(noun, verb) for noun in NOUNS for verb in verbs_of(noun)}
+    assert len(named) > 10
+    assert named <= known, named - known
+    unknown_nouns = {
+        found[1] for path in texts for found in re.finditer(r"[`\"]banger ([a-z]+)[ `\"]", path.read_text())
+    } - set(NOUNS)
+    assert not unknown_nouns
+
+
+def verbs_of(noun: str) -> list[str]:
+    for action in build([noun])._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            nested = action.choices[noun]._actions
+            return [verb for inner in nested if isinstance(inner, argparse._SubParsersAction) for verb in inner.choices]
+    return []

@@ -8,7 +8,7 @@ import pytest
 
 from banger.images import debian
 from banger.images.debian import BOOT_ARGS, DebianRequest, bootstrap
-from banger.images.mmdebstrap import Recipe, command
+from banger.images.mmdebstrap import Recipe, command, drop_documents
 from banger.images.rootfs import Seed
 from banger.model.errors import HostRequirement, Invalid
 from banger.paths import Paths
@@ -28,6 +28,17 @@ def test_the_hook_survives_a_path_with_spaces_and_quotes(monkeypatch: pytest.Mon
     assert hook == """--customize-hook=sh '/a b/hook.sh' "$1" '/it'"'"'s here/k' linux-a"""
     assert argv[-3:] == ["bookworm", "/r", "deb http://mirror.example/ bookworm main"]
     assert "--include=bash,dbus" in argv
+
+
+def test_documents_go_and_licences_stay(tmp_path: Path) -> None:
+    share = tmp_path / "usr/share"
+    for name in ("doc/a/copyright", "doc/a/README", "man/man1/a.1", "locale/de/a.mo", "locale/locale.alias"):
+        (share / name).parent.mkdir(parents=True, exist_ok=True)
+        (share / name).write_text(name)
+    (share / "doc/b").symlink_to("a")
+    drop_documents(tmp_path)
+    left = sorted(str(path.relative_to(share)) for path in share.rglob("*") if not path.is_dir() or path.is_symlink())
+    assert left == ["doc/a/copyright", "doc/b", "locale/locale.alias"]
 
 
 def test_the_boot_arguments_name_the_roots_type_and_the_console() -> None:
