@@ -1,5 +1,6 @@
 """Stop, start, kill: machines outlive daemons, failures leave nothing, what is stored is what is."""
 
+import json
 import os
 import signal
 import time
@@ -143,6 +144,26 @@ def test_a_boot_that_takes_too_long_shows_the_console_and_leaves_nothing(fresh: 
     text = fresh.error("vm", "create", "--name", "a", status=6)
     assert "did not become healthy" in text
     assert "boot_timeout_s" in text
+    nothing_left(fresh)
+
+
+def test_a_kernel_that_panics_is_booted_again_and_then_told(fresh: Home, images: Path) -> None:
+    """Emulation makes a booting kernel panic now and then; one that always does must still end in an error."""
+    fresh.run("daemon", "stop", status=None)
+    (fresh.state / "images").unlink()
+    broken = fresh.state / "images" / "panics"
+    broken.mkdir(parents=True)
+    for part in (images / "debian").iterdir():
+        if part.name != "image.json":
+            os.link(part, broken / part.name)
+    described = json.loads((images / "debian" / "image.json").read_text())
+    # without an init in the initramfs, and without modules to find the root, the kernel gives up
+    described |= {"name": "panics", "boot_args": "console=ttyS0 panic=-1 rdinit=/none root=/dev/none"}
+    (broken / "image.json").write_text(json.dumps(described))
+    text = fresh.error("vm", "create", "--name", "a", "--image", "panics", "--memory", "512M", status=6)
+    assert text.count("booting it again") == 2
+    assert "console | " in text
+    assert "Kernel panic" in text
     nothing_left(fresh)
 
 

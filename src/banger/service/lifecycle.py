@@ -33,6 +33,12 @@ from banger.system.watch import process_end
 ASK_AGAIN_S = 2.0
 CALL_S = 10.0
 CONSOLE_LINES = 20
+BOOTS_MAX = 3
+PANIC = "Kernel panic - not syncing"
+
+
+class GuestPanicked(GuestUnreachable):
+    """The guest's kernel gave up before the agent answered."""
 
 
 class Lifecycle:
@@ -55,7 +61,22 @@ class Lifecycle:
             await create_root_overlay(image.root, paths.root_overlay, None)
 
     async def boot(self, job: Job, vm: Vm) -> Vm:
-        """Start the engine and return once the agent answers. Raises with the console's last lines."""
+        """Start the engine and return once the agent answers. Raises with the console's last lines.
+
+        QEMU's multi-threaded emulation now and then loses a race when a booting kernel patches its own code, and
+        the kernel panics. Nothing of the person's has run by then, so the machine is booted again, and it is said.
+        """
+        for again in range(BOOTS_MAX - 1, -1, -1):
+            try:
+                return await self._boot(job, vm)
+            except GuestPanicked as error:
+                if not again:
+                    raise
+                job.note(f"{error.message}; booting it again")
+                await self.end_engine(vm)
+        raise AssertionError("the loop returns or raises")
+
+    async def _boot(self, job: Job, vm: Vm) -> Vm:
         async with job.stage("engine"):
             engine = await self._engine()
             vm = msgspec.structs.replace(
@@ -129,6 +150,8 @@ class Lifecycle:
         try:
             await asyncio.wait({healthy, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not healthy.done():
+                if PANIC in tail(self._paths.vm(vm.id).console_log):
+                    raise GuestPanicked("the guest's kernel panicked while it booted")
                 raise GuestUnreachable("the machine powered off or its engine ended before the agent answered")
             healthy.result()
         finally:
