@@ -49,11 +49,10 @@ async def connect(
                 f"the VM's vsock socket does not answer: {error.strerror or error}",
                 hint="check that the VM runs: `banger vm list`",
             ) from error
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(writer.transport.abort)
             await _handshake(reader, writer, port)
-        except BaseException:
-            writer.transport.abort()
-            raise
+            on_failure.pop_all()
     return reader, writer
 
 
@@ -212,11 +211,10 @@ class Guest:
             raise Invalid("the command with its environment is too long", hint="pass large input through stdin")
         async with _deadline(timeout, "the guest's agent"):
             reader, writer = await connect(self._socket, protocol.AGENT_PORT, timeout=timeout)
-            try:
+            with contextlib.ExitStack() as on_failure:
+                on_failure.callback(writer.transport.abort)
                 await _upgrade(reader, writer, body)
-            except BaseException:
-                writer.transport.abort()
-                raise
+                on_failure.pop_all()
         return ExecStream(reader, writer, request.timeout_s)
 
     async def run(self, request: ExecRequest, *, stdin: bytes = b"", max_output: int = MAX_OUTPUT) -> ExecResult:
