@@ -146,7 +146,7 @@ def test_process_starts_clean(tmp_path: Path) -> None:
     """No signal ignored or blocked, no descriptor beyond the three, a session of its own."""
     script = "grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd; cut -d' ' -f1,5,6 /proc/$$/stat; umask"
     lines = run(tmp_path, "sh", "-c", script).stdout.decode().splitlines()
-    # bits 31 and 32 are the C library's own signals, which no program may set, and which may come ignored from our parent
+    # bits 31 and 32 are the C library's own signals: no program may set them, and our parent may ignore them
     assert [int(line.split()[1], 16) & ~(0b11 << 31) for line in lines[:2]] == [0, 0]
     assert lines[2:6] == ["0", "1", "2", "3"]  # the last is ls reading the directory
     assert len(set(lines[6].split())) == 1
