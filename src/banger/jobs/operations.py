@@ -93,9 +93,6 @@ class Operations:
                 details={"operation": holder.id},
             )
 
-    def is_held(self, target: str) -> bool:
-        return target in self._holders
-
     def begin(self, kind: str, target: str, work: Work) -> Operation:
         """Start an operation and return its record at once. Raises `Busy`."""
         if self._closing:

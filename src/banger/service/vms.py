@@ -193,7 +193,7 @@ class VmService:
     def engine_ended(self, vm_id: str, status: int | None) -> None:
         """The monitor's word that an engine has ended by itself: the guest powered off, or something broke."""
         vm = self._vms.get(vm_id)
-        if vm is None or vm.state not in LIVE or self._operations.is_held(_target(vm)):
+        if vm is None or vm.state not in LIVE:
             return
         self._monitor.forget(vm_id)
         if status == 0:

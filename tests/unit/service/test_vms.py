@@ -1,0 +1,76 @@
+"""What the service makes of an engine that ends."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from banger.config import Settings
+from banger.jobs.operations import Job, Operations
+from banger.model.vm import Vm, VmState
+from banger.paths import Paths
+from banger.service.health import Monitor
+from banger.service.lifecycle import Lifecycle
+from banger.service.vms import EngineChoice, VmService
+from banger.store.db import open_database
+from banger.store.operations import OperationStore
+from banger.store.vms import VmStore
+from tests.unit.test_store import make_vm
+
+
+class Bench:
+    """A service over real stores; no engine runs."""
+
+    def __init__(self, directory: Path, vms: VmStore, operations: Operations) -> None:
+        paths = Paths(directory / "s", directory / "r", directory / "c")
+        settings = Settings()
+        self.vms, self.operations = vms, operations
+        self.vms.add(make_vm("a", "0123456789ab"))
+        lifecycle = Lifecycle(paths, settings, vms, EngineChoice())
+        self.service = VmService(paths, vms, operations, lifecycle, Monitor(paths, 60, vms.get, lambda *_: None))
+
+    def vm(self) -> Vm:
+        return self.vms.find("a")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with contextlib.closing(open_database(tmp_path / "db")) as database:
+        yield Bench(tmp_path, VmStore(database), Operations(OperationStore(database)))
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "said"),
+    [
+        (0, VmState.STOPPED, "powered off"),
+        (1, VmState.FAILED, "status 1"),
+        (-9, VmState.FAILED, "status -9"),
+        (None, VmState.FAILED, "not known"),
+    ],
+)
+def test_an_engines_end_is_told_as_it_was(bench: Bench, status: int | None, state: VmState, said: str) -> None:
+    bench.service.engine_ended("0123456789ab", status)
+    assert (bench.vm().state, bench.vm().process, bench.vm().started_at) == (state, None, None)
+    assert said in bench.vm().problem
+
+
+def test_an_engine_that_ends_during_an_operation_is_noticed_all_the_same(bench: Bench) -> None:
+    """The operation may be cancelled just then, and nobody else would ever say that the machine is gone."""
+
+    async def work(_: Job) -> None:
+        bench.service.engine_ended("0123456789ab", 0)
+
+    async def main() -> None:
+        await bench.operations.wait(bench.operations.begin("vm.stop", "vm/a", work).id)
+
+    asyncio.run(main())
+    assert bench.vm().state is VmState.STOPPED
+
+
+def test_the_end_of_a_machine_that_is_stopped_or_gone_changes_nothing(bench: Bench) -> None:
+    bench.service.engine_ended("0123456789ab", 0)
+    bench.service.engine_ended("0123456789ab", 1)
+    bench.service.engine_ended("nobody", 1)
+    assert bench.vm().state is VmState.STOPPED
