@@ -76,6 +76,20 @@ def test_an_error_crosses_the_wire_as_the_same_class(kind: type[BangerError]) ->
     assert (type(got), got.message, got.hint, got.details) == (kind, "what", "next", {"a": [1]})
 
 
+def test_every_error_of_the_daemon_reaches_the_client_as_a_kind_it_knows() -> None:
+    """A code of its own, made up in some module, would reach the client as a defect with exit code 1."""
+    import banger.daemon  # noqa: F401 - imports all that the daemon is made of
+
+    pending, known = [BangerError], {kind.code for kind in leaves()}
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        if not kind.__module__.startswith(("banger.client", "tests")):
+            assert kind.code in known, kind
+            assert issubclass(kind, type(from_dict(kind("what").to_dict())))
+            assert from_dict(kind("what").to_dict()).exit_code == kind.exit_code
+
+
 def test_exit_codes_are_the_contract() -> None:
     codes = {kind.code: kind.exit_code for kind in leaves()}
     assert codes == {

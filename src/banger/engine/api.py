@@ -15,8 +15,6 @@ CALL_TIMEOUT_S = 10.0
 class EngineUnreachable(GuestUnreachable):
     """Nothing answers on the engine's socket."""
 
-    code = "engine_unreachable"
-
 
 class EngineApi:
     """One engine. Each call opens a connection of its own."""

@@ -29,8 +29,6 @@ _ELF_HINT = "use a bzImage or vmlinux of an x86-64 Linux"
 class BadKernel(Invalid):
     """The file is not a kernel that banger can boot."""
 
-    code = "bad_kernel"
-
 
 def _gzip(payload: bytes, limit: int) -> bytes:
     return zlib.decompressobj(31).decompress(payload, limit)

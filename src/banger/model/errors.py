@@ -99,7 +99,8 @@ class Internal(BangerError):
 
 
 def _tree(root: type[BangerError]) -> dict[str, type[BangerError]]:
-    found = {root.code: root}
+    # a subclass without a code of its own crosses the wire as what it is a kind of
+    found = {root.code: root} if "code" in vars(root) else {}
     for child in root.__subclasses__():
         found |= _tree(child)
     return found

@@ -17,8 +17,6 @@ MAX_BODY = 4 * 1024 * 1024
 class BadPeer(GuestUnreachable):
     """The peer closed early or does not speak HTTP."""
 
-    code = "bad_peer"
-
 
 @dataclass(frozen=True)
 class Response:

@@ -18,7 +18,7 @@ from banger.model.vm import VmHealth, VmSpec
 from banger.service.vms import ExecStream
 
 Socket = WebSocket[Any, Any, Any]
-Force = Annotated[bool, Parameter(query="force", description="Do not wait for the guest")]
+Force = Annotated[bool, Parameter(description="Do not wait for the guest")]
 FIRST_MESSAGE_S = 10.0
 
 
