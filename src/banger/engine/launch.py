@@ -30,11 +30,11 @@ def tail(path: Path, limit: int = LOG_TAIL) -> str:
         return ""
 
 
-async def launch(program: Sequence[str], vm_id: str, paths: VmPaths) -> EngineProcess:
+async def launch(program: Sequence[str], vm_id: str, paths: VmPaths, *more: str) -> EngineProcess:
     """Start the engine and return once its API socket is there. Raises `CommandFailed` with its last words."""
     with paths.console_log.open("ab") as console, paths.engine_log.open("ab") as log:
         child = spawn_session(
-            [*program, "--api-sock", str(paths.api_socket), "--id", vm_id], stdout=console, stderr=log
+            [*program, "--api-sock", str(paths.api_socket), "--id", vm_id, *more], stdout=console, stderr=log
         )
     ticks = start_ticks(child.pid)
     if ticks is None:

@@ -6,6 +6,7 @@ from banger.model.firecracker import (
     BootSource,
     Document,
     Drive,
+    EntropyDevice,
     InstanceActionInfo,
     MachineConfiguration,
     NetworkInterface,
@@ -72,7 +73,8 @@ def configuration(machine: Machine) -> list[Request]:
         )
         for nic in machine.nics
     ]
-    return [*requests, ("PUT", "/vsock", Vsock(guest_cid=GUEST_CID, uds_path=machine.vsock_socket))]
+    vsock = Vsock(guest_cid=GUEST_CID, uds_path=machine.vsock_socket)
+    return [*requests, ("PUT", "/entropy", EntropyDevice()), ("PUT", "/vsock", vsock)]
 
 
 START: Request = ("PUT", "/actions", InstanceActionInfo(action_type="InstanceStart"))

@@ -30,7 +30,7 @@ class Engine(msgspec.Struct, frozen=True):
 def vmm_program() -> tuple[str, ...]:
     """The `banger-vmm` beside this interpreter."""
     script = Path(sys.executable).parent / "banger-vmm"
-    return (str(script),) if script.exists() else (sys.executable, "-m", "banger.qemu.main")
+    return (str(script),) if script.exists() else (sys.executable, "-m", "banger.qemu.entry")
 
 
 async def select_engine() -> Engine:

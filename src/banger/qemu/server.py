@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import h11
 
 from banger.qemu.api import Reply, fault
+from banger.qemu.options import BODY_MAX
 
-BODY_MAX = 51200  # as Firecracker's --http-api-max-payload-size
 HEADERS_MAX = 8192
 CONNECTIONS_MAX = 32
 REQUEST_DEADLINE_S = 30.0  # from a request's first byte to its last
@@ -22,8 +22,10 @@ Handler = Callable[[str, str, bytes], Awaitable[Reply]]
 class Server:
     """Serves one handler to at most 32 connections; requests of all connections are handled one after another."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, body_max: int = BODY_MAX) -> None:
+        """`body_max` in bytes, as Firecracker's --http-api-max-payload-size."""
         self._handler = handler
+        self._body_max = body_max
         self._one_at_a_time = asyncio.Lock()
         self._open = 0
 
@@ -59,7 +61,7 @@ class Server:
 
     async def _answer(self, request: "_Request") -> Reply:
         if request.body is None:
-            return fault(f"Request payload is larger than {BODY_MAX} bytes.")
+            return fault(f"Request payload is larger than {self._body_max} bytes.")
         async with self._one_at_a_time:
             reply = await self._handler(request.method, request.target, request.body)
         log.info("%s %s -> %d", request.method, request.target[:100], reply.status)
@@ -77,7 +79,7 @@ class Server:
                 if not isinstance(event, h11.Data):
                     return None
                 size += len(event.data)
-                if size > BODY_MAX:
+                if size > self._body_max:
                     return request
                 parts.append(bytes(event.data))
         request.body = b"".join(parts)

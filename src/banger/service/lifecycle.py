@@ -103,7 +103,8 @@ class Lifecycle:
             shutil.rmtree(paths.runtime)
         paths.runtime.mkdir(parents=True, mode=0o700)
         _keep_previous(paths.console_log)
-        process = await launch(engine.program, vm.id, paths)
+        base = str(self._paths.image(vm.image).root)
+        process = await launch(engine.program, vm.id, paths, "--backing-file", base)
         vm = msgspec.structs.replace(vm, process=process)
         self._vms.update(vm)
         return vm

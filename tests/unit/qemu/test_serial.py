@@ -3,16 +3,20 @@
 import asyncio
 import os
 import socket
+import termios
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from banger.model.firecracker import TokenBucket
 from banger.qemu import serial
-from banger.qemu.serial import CUT, KEPT, LIMIT, SerialRelay
+from banger.qemu.serial import CUT, KEPT, LIMIT, Bucket, SerialRelay, Typing
 
 
-def relay(data: bytes, output: int) -> None:
-    async def main() -> None:
+def relay(data: bytes, output: int, limiter: TokenBucket | None = None) -> SerialRelay:
+    async def main() -> SerialRelay:
         ours, theirs = socket.socketpair()
-        made = SerialRelay(ours, output)
+        made = SerialRelay(ours, output, limiter)
         made.start()
         loop = asyncio.get_running_loop()
         theirs.setblocking(False)
@@ -21,8 +25,9 @@ def relay(data: bytes, output: int) -> None:
         async with asyncio.timeout(10):
             while ours.fileno() >= 0:  # noqa: ASYNC110 - it closes itself at the end
                 await asyncio.sleep(0)
+        return made
 
-    asyncio.run(main())
+    return asyncio.run(main())
 
 
 def opened(path: Path) -> int:
@@ -63,3 +68,74 @@ def test_a_full_disk_does_not_stop_the_guest() -> None:
 
 def test_the_bound_is_a_few_mebibytes() -> None:
     assert serial.KEPT < serial.LIMIT <= 16 << 20
+
+
+def test_a_limited_console_drops_and_counts_what_is_too_much(tmp_path: Path) -> None:
+    output = opened(tmp_path / "log")
+    made = relay(b"x" * 10_000, output, TokenBucket(size=1000, refill_time=3_600_000, one_time_burst=500))
+    os.close(output)
+    assert len((tmp_path / "log").read_bytes()) == 1500
+    assert (made.written, made.dropped) == (1500, 8500)
+
+
+def test_a_bucket_fills_with_time_and_never_over() -> None:
+    bucket = Bucket(TokenBucket(size=100, refill_time=100))
+    assert bucket.take(1000) == 100
+    time.sleep(0.03)
+    assert 20 <= bucket.take(1000) <= 100
+    time.sleep(0.2)
+    assert bucket.take(1000) == 100
+    assert Bucket(TokenBucket(size=0, refill_time=100)).take(1000) == 1000
+    assert Bucket(TokenBucket(size=5, refill_time=0)).take(1000) == 1000
+
+
+def typed(source: int, act: Callable[[], None]) -> bytes:
+    """What reaches the guest of what `act` types into the other end of `source`."""
+
+    async def main() -> bytes:
+        ours, theirs = socket.socketpair()
+        made = SerialRelay(ours, 1)
+        made.start()
+        typing = Typing(source, made)
+        typing.start()
+        act()
+        theirs.setblocking(False)
+        try:
+            async with asyncio.timeout(0.5):
+                data = await asyncio.get_running_loop().sock_recv(theirs, 4096)
+        except TimeoutError:
+            data = b""
+        typing.close()
+        typing.close()
+        made.close()
+        theirs.close()
+        return data
+
+    return asyncio.run(main())
+
+
+def write(sink: int, data: bytes) -> None:
+    assert os.write(sink, data) == len(data)
+
+
+def test_what_is_piped_in_is_typed_to_the_guest() -> None:
+    source, sink = os.pipe()
+    assert typed(source, lambda: write(sink, b"root\n")) == b"root\n"
+    os.close(source)
+    os.close(sink)
+
+
+def test_a_terminal_in_the_background_is_left_alone() -> None:
+    main, other = os.openpty()
+    before = termios.tcgetattr(other)
+    assert typed(other, lambda: None) == b""
+    assert termios.tcgetattr(other) == before
+    os.close(main)
+    os.close(other)
+
+
+def test_a_file_or_nothing_as_standard_input_is_no_keyboard(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"text")
+    with (tmp_path / "file").open("rb") as file, Path("/dev/null").open("rb") as null:
+        assert typed(file.fileno(), lambda: None) == b""
+        assert typed(null.fileno(), lambda: None) == b""
