@@ -19,9 +19,11 @@ from banger.model.firecracker import BootSource, Drive, MachineConfiguration, Ne
 from banger.model.machine import Machine, Nic
 from banger.network.user import user_nic
 from banger.qemu.argv import HostFacts, Wiring, qemu_argv
+from banger.qemu.confine import confined
+from banger.qemu.handles import open_handles
+from banger.qemu.host import tsc_khz
 from banger.qemu.machine import Configuration
 from banger.qemu.serial import SerialRelay
-from banger.qemu.vmm import tsc_khz
 from banger.qemu.vsock.service import VsockService
 
 
@@ -63,9 +65,12 @@ async def _boot(image: Path, boot_args: str, directory: Path, accelerator: str) 
     nowhere = os.open(os.devnull, os.O_WRONLY)
     relay = SerialRelay(pairs[1][0], nowhere)
     relay.start()
-    argv = qemu_argv("qemu-system-x86_64", "byhand", config, Wiring(qmp, serial, vsock), host)
+    handles = open_handles(config, {str(image / "root.ext4")})
+    argv = qemu_argv("qemu-system-x86_64", "byhand", config, handles, Wiring(qmp, serial, vsock), host)
+    argv.remove("-S")  # nobody is at the monitor to let the guest run
     async with ReadyListener(directory / "v.sock_1025") as ready:
-        child = await asyncio.create_subprocess_exec(*argv, pass_fds=(qmp, serial, vsock))
+        command = confined(argv, accelerator)
+        child = await asyncio.create_subprocess_exec(*command, pass_fds=(qmp, serial, vsock, *handles.all()))
         try:
             await ready.wait(timeout=120)
             await Guest(directory / "v.sock").health()
@@ -74,6 +79,7 @@ async def _boot(image: Path, boot_args: str, directory: Path, accelerator: str) 
             child.kill()
             await child.wait()
             relay.close()
+            handles.close()
             os.close(nowhere)
             service.close()
             for ours, theirs in pairs:

@@ -22,6 +22,7 @@ from banger.model.daemon import DaemonStatus
 from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
+from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
@@ -64,15 +65,19 @@ class Daemon:
 
     async def _serve(self, listener: socket.socket, ready: int | None) -> None:
         monitor = Monitor(self._paths, self._settings.health_period_s, self._vms.get, self._engine_ended)
-        lifecycle = Lifecycle(self._paths, self._settings, self._vms, EngineChoice())
+        choice = EngineChoice()
+        lifecycle = Lifecycle(self._paths, self._settings, self._vms, choice)
         self._vm_service = VmService(self._paths, self._vms, self._operations, lifecycle, monitor)
         images = ImageService(self._paths, self._operations)
         await images.sweep()
+        engines = EngineService(self._paths, self._operations, choice, lambda: programs_in_use(self._vms.all()))
+        await engines.sweep()
         await Reconciler(self._vms, self._operations, lifecycle, monitor).run()
         self._operations.forget_older(self._settings.keep_operations_days * 86400)
         services = Services(
             vms=self._vm_service,
             images=images,
+            engines=engines,
             operations=self._operations,
             daemon_status=self._status,
             stop_daemon=self._stop.set,

@@ -92,6 +92,24 @@ class ImagePaths(NamedTuple):
         return self.directory / "packages.json"
 
 
+class EnginePaths(NamedTuple):
+    """One installed release of an engine."""
+
+    directory: Path
+
+    @property
+    def metadata(self) -> Path:
+        return self.directory / "engine.json"
+
+    @property
+    def firecracker(self) -> Path:
+        return self.directory / "firecracker"
+
+    @property
+    def jailer(self) -> Path:
+        return self.directory / "jailer"
+
+
 class Paths(NamedTuple):
     """The three directories and what lies in them."""
 
@@ -106,6 +124,10 @@ class Paths(NamedTuple):
     @property
     def images(self) -> Path:
         return self.state / "images"
+
+    @property
+    def engines(self) -> Path:
+        return self.state / "engines"
 
     @property
     def vms(self) -> Path:
@@ -135,11 +157,18 @@ class Paths(NamedTuple):
     def accelerators(self) -> Path:
         return self.cache / "accelerators.json"
 
+    @property
+    def downloads(self) -> Path:
+        return self.cache / "downloads"
+
     def vm(self, vm_id: str) -> VmPaths:
         return VmPaths(self.vms / vm_id, self.runtime / "vms" / vm_id)
 
     def image(self, name: str) -> ImagePaths:
         return ImagePaths(self.images / name)
+
+    def engine(self, name: str, version: str) -> EnginePaths:
+        return EnginePaths(self.engines / name / version)
 
 
 def default_paths() -> Paths:

@@ -8,6 +8,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from banger import __version__
 from banger.api.errors import HANDLERS
 from banger.api.routes.daemon import Daemon
+from banger.api.routes.engines import Engines
 from banger.api.routes.images import Images
 from banger.api.routes.operations import OperationRoutes
 from banger.api.routes.vms import Vms
@@ -17,7 +18,7 @@ from banger.api.services import Services
 def create_app(services: Services) -> Litestar:
     """Build the application around services that exist already."""
     return Litestar(
-        route_handlers=[Daemon, Images, OperationRoutes, Vms],
+        route_handlers=[Daemon, Engines, Images, OperationRoutes, Vms],
         dependencies={"services": Provide(lambda: services, sync_to_thread=False, use_cache=True)},
         exception_handlers=HANDLERS,
         logging_config=None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
+from banger.service.engines import EngineService
 from banger.service.images import ImageService
 from banger.service.vms import VmService
 
@@ -13,6 +14,7 @@ from banger.service.vms import VmService
 class Services:
     vms: VmService
     images: ImageService
+    engines: EngineService
     operations: Operations
     daemon_status: Callable[[], DaemonStatus]
     stop_daemon: Callable[[], None]

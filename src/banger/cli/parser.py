@@ -12,6 +12,7 @@ from banger.model.errors import Invalid
 NOUNS = {
     "vm": "virtual machines: create, list, show, start, stop, restart, delete, exec, health, logs",
     "image": "images: bootstrap, list, show",
+    "engine": "what runs the machines: list, install, remove",
     "operation": "what the daemon is doing and has done: list, show, wait, cancel",
     "daemon": "the background process: run, status, stop",
     "version": "versions of banger and its daemon",

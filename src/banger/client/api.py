@@ -97,6 +97,17 @@ class Client:
     def bootstrap_image(self, spec: dict[str, Any]) -> Operation:
         return self._begin("POST", "/images/bootstrap", spec)
 
+    # engines
+    def list_engines(self, *, verify: bool = False) -> list[dict[str, Any]]:
+        engines: list[dict[str, Any]] = self._json("GET", f"/engines{'?verify=true' if verify else ''}")
+        return engines
+
+    def install_engine(self, spec: dict[str, Any]) -> Operation:
+        return self._begin("POST", "/engines/install", spec)
+
+    def remove_engine(self, name: str, version: str) -> None:
+        self._send("DELETE", f"/engines/{quote(name, safe='')}/{quote(version, safe='')}").body()
+
     # operations
     def list_operations(self, limit: int = 100) -> list[Operation]:
         from banger.model.operation import Operation
