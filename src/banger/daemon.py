@@ -65,12 +65,14 @@ class Daemon:
 
     async def _serve(self, listener: socket.socket, ready: int | None) -> None:
         monitor = Monitor(self._paths, self._settings.health_period_s, self._vms.get, self._engine_ended)
-        choice = EngineChoice()
+        choice = EngineChoice(self._paths)
         lifecycle = Lifecycle(self._paths, self._settings, self._vms, choice)
         self._vm_service = VmService(self._paths, self._vms, self._operations, lifecycle, monitor)
         images = ImageService(self._paths, self._operations)
         await images.sweep()
-        engines = EngineService(self._paths, self._operations, choice, lambda: programs_in_use(self._vms.all()))
+        engines = EngineService(
+            self._paths, self._operations, choice.accelerator, lambda: programs_in_use(self._vms.all())
+        )
         await engines.sweep()
         await Reconciler(self._vms, self._operations, lifecycle, monitor).run()
         self._operations.forget_older(self._settings.keep_operations_days * 86400)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from banger.model.errors import Invalid
 
 SOCKET_PATH_MAX = 107
+JAILED = "firecracker"  # the name that an engine's executable must have for a jail to be made for it
 _LONGEST_RUNTIME_NAME = len("/vms/0123456789ab/v.sock_4294967295")
 
 
@@ -42,6 +43,15 @@ class VmPaths(NamedTuple):
         return self.state / "root.qcow2"
 
     @property
+    def root_copy(self) -> Path:
+        return self.state / "root.ext4"
+
+    @property
+    def root_disk(self) -> Path:
+        """The one that the VM has: an overlay, or a copy for an engine that reads no overlays."""
+        return self.root_copy if self.root_copy.exists() else self.root_overlay
+
+    @property
     def console_log(self) -> Path:
         return self.state / "console.log"
 
@@ -60,6 +70,29 @@ class VmPaths(NamedTuple):
     def guest_listener(self, port: int) -> Path:
         """Where the engine connects when the guest dials the host on `port` (hybrid vsock)."""
         return self.runtime / f"v.sock_{port}"
+
+
+class JailPaths(NamedTuple):
+    """Where the jailer makes the chroot of one VM's engine: its layout, below `base`."""
+
+    base: Path
+    vm_id: str
+
+    @property
+    def directory(self) -> Path:
+        return self.base / JAILED / self.vm_id
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "root"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.root / f"{JAILED}.pid"
 
 
 class ImagePaths(NamedTuple):
@@ -160,6 +193,13 @@ class Paths(NamedTuple):
     @property
     def downloads(self) -> Path:
         return self.cache / "downloads"
+
+    @property
+    def jails(self) -> Path:
+        return self.state / "jails"
+
+    def jail(self, vm_id: str) -> JailPaths:
+        return JailPaths(self.jails, vm_id)
 
     def vm(self, vm_id: str) -> VmPaths:
         return VmPaths(self.vms / vm_id, self.runtime / "vms" / vm_id)

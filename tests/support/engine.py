@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from banger.guest.channel import Guest
 from banger.model.errors import BangerError
 from banger.model.guest import ExecRequest
 from banger.model.image import Image
-
-import msgspec  # isort: skip
 
 VMM = str(Path(sys.executable).parent / "banger-vmm")
 HEALTHY_S = 90.0
@@ -42,7 +41,7 @@ class Engine:
     """One banger-vmm in a directory of its own, which only its owner may enter."""
 
     def __init__(self, images: Path, *, prefix: tuple[str, ...] = ()) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="bh-"))
+        self.directory = Path(tempfile.mkdtemp(prefix=prefix()))
         self.image = images / "debian"
         self.api = self.directory / "api.sock"
         self.vsock = self.directory / "v.sock"
@@ -78,8 +77,13 @@ class Engine:
                 command, stdin=subprocess.DEVNULL, stdout=console, stderr=log, cwd=self.directory
             )
         if api:
-            self.wait(self.api.exists, 20)
+            self.wait(self._listens, 20)
         return psutil.Process(self.process.pid)
+
+    def _listens(self) -> bool:
+        """The file alone does not say so: it is there a moment before."""
+        with socket.socket(socket.AF_UNIX) as stream:
+            return stream.connect_ex(str(self.api)) == 0
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         connection = _Connection(self.api)

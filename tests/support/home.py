@@ -26,7 +26,7 @@ class Home:
     def __init__(self, *, images: Path | None = None, settings: str = "", prefix: tuple[str, ...] = ()) -> None:
         self._command = (*prefix, str(BIN / "banger"))
         # short, for the sake of socket paths
-        self.root = Path(tempfile.mkdtemp(prefix="bh-"))
+        self.root = Path(tempfile.mkdtemp(prefix=prefix()))
         self.env = {
             **os.environ,
             "BANGER_STATE_DIR": str(self.root / "state"),

@@ -17,6 +17,11 @@ def mark_this_run() -> None:
     os.environ[MARK] = secrets.token_hex(8)
 
 
+def prefix() -> str:
+    """How this run's temporary directories begin; short, for the sake of socket paths."""
+    return f"bh{os.environ[MARK][:4]}-"
+
+
 def snapshot() -> dict[str, set[str]]:
     """Things that outlive a careless test: processes of ours, mounts, loop devices, links, namespaces."""
     return {
@@ -25,7 +30,7 @@ def snapshot() -> dict[str, set[str]]:
         "loop devices": {str(p) for p in Path("/sys/block").glob("loop*/loop/backing_file")},
         "links": {p.name for p in Path("/sys/class/net").iterdir()},
         "network namespaces": set(_lines("ip", "netns", "list")),
-        "temporary directories": {str(p) for p in Path("/tmp").glob("bh-*")},
+        "temporary directories": {str(p) for p in Path("/tmp").glob(f"{prefix()}*")},
     }
 
 

@@ -15,6 +15,7 @@ import pytest
 from tests.support.engine import Engine
 
 MIB = 1 << 20
+START = ("PUT", "/actions", {"action_type": "InstanceStart"})
 MARK = b"another disk"
 
 
@@ -310,6 +311,26 @@ def test_when_the_engine_is_killed_qemu_dies_too(images: Path) -> None:
         made.process.wait()
         made.api.unlink()
         made.vsock.unlink()
+    finally:
+        made.close()
+
+
+def test_told_to_end_while_it_starts_a_machine_it_ends_well(images: Path) -> None:
+    made = Engine(images)
+    try:
+        vmm = made.launch()
+        made.configure()
+        answers: list[int] = []
+        starting = threading.Thread(target=lambda: answers.append(made.ask(*START)[0]))
+        starting.start()
+        made.wait(vmm.children, 10)
+        began = time.monotonic()
+        vmm.terminate()
+        assert made.process is not None
+        assert made.process.wait(10) == 0
+        assert time.monotonic() - began < 2.5
+        starting.join()
+        assert answers == [204]
     finally:
         made.close()
 

@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(str(value), choices, 1)
             what = action.metavar or action.dest
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
-            raise Invalid(f"{value!r} is not a {what} of `{self.prog}`", hint=hint)
+            raise Invalid(f"{value!r} is no {what} of `{self.prog}`", hint=hint)
 
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all words. Raises `Invalid`, with the nearest flag as the hint."""

@@ -38,6 +38,10 @@ def print_vms(vms: Iterable[VmDocument]) -> None:
 
 def print_vm(vm: VmDocument) -> None:
     accelerator = f"{vm['accelerator']} ({vm['accelerator_reason']})" if vm["accelerator"] else ""
+    jail = ", in a jail" if vm["jailed"] else ""
+    engine = f"{vm['engine']} {vm['engine_version']}{jail} ({vm['engine_reason']})" if vm["engine"] else ""
+    address = f", guest address {vm['guest_ip']}" if vm["guest_ip"] else ""
+    network = f"{vm['network']}{address}, nat {'on' if vm['nat'] else 'off'}"
     facts(
         (
             ("name", vm["name"]),
@@ -52,9 +56,9 @@ def print_vm(vm: VmDocument) -> None:
                 "disk",
                 f"{show_size(vm['disk_bytes'])}, {show_size(vm['disk_allocated_bytes'])} of it allocated here",
             ),
-            ("engine", vm["engine"]),
+            ("engine", engine),
             ("accelerator", accelerator),
-            ("network", f"{vm['network']}, guest address {vm['guest_ip']}, nat {'on' if vm['nat'] else 'off'}"),
+            ("network", network),
             ("created", vm["created_at"]),
             ("uptime", duration(vm["uptime_s"]) if vm["uptime_s"] is not None else ""),
         )

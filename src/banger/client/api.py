@@ -70,7 +70,7 @@ class Client:
         return self._begin("POST", "/vms", spec)
 
     def change_vm(self, reference: str, verb: str, *, force: bool = False) -> Operation:
-        """`verb` is start, stop or restart."""
+        """`verb` is start, stop, restart, pause or resume."""
         return self._begin("POST", f"{_vm(reference)}/{verb}{'?force=true' if force else ''}")
 
     def delete_vm(self, reference: str) -> Operation:

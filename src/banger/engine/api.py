@@ -1,6 +1,8 @@
 """The client side of the Firecracker API, over one engine's Unix socket."""
 
 import asyncio
+import socket
+import struct
 from pathlib import Path
 
 import msgspec
@@ -19,8 +21,8 @@ class EngineUnreachable(GuestUnreachable):
 class EngineApi:
     """One engine. Each call opens a connection of its own."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     async def call(
         self, method: str, path: str, body: Document | None = None, *, timeout: float = CALL_TIMEOUT_S
@@ -36,15 +38,27 @@ class EngineApi:
         return reply.body
 
     async def _exchange(self, method: str, path: str, body: bytes) -> Response:
+        reader, writer = await self._connect()
         try:
-            reader, writer = await asyncio.open_unix_connection(str(self._socket))
+            return await request(reader, writer, method, path, body)
+        finally:
+            writer.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        try:
+            return await asyncio.open_unix_connection(str(self._path))
         except OSError as error:
             raise EngineUnreachable(
                 f"the engine's socket does not answer: {error.strerror}",
                 hint="`banger vm start` starts the VM again",
             ) from error
+
+    async def served_by(self) -> int:
+        """The pid of the process that listens on the socket (unix(7), SO_PEERCRED). Raises `EngineUnreachable`."""
+        _, writer = await self._connect()
         try:
-            return await request(reader, writer, method, path, body)
+            sock = writer.get_extra_info("socket")
+            return int(struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
         finally:
             writer.close()
 

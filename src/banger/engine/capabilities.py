@@ -51,8 +51,14 @@ def firecracker_capabilities(version: str) -> Capabilities:
         qcow2=False,
         jailer=True,
         acpi=number >= ACPI_SINCE,
+        power_off=False,
         vsock_pause_hang=first <= number < fixed,
     )
+
+
+def capabilities_of(engine: str, version: str) -> Capabilities:
+    """What the engine of a stored VM can do."""
+    return firecracker_capabilities(version) if engine == "firecracker" else qemu_capabilities(version)
 
 
 def qemu_capabilities(version: str) -> Capabilities:
@@ -64,5 +70,6 @@ def qemu_capabilities(version: str) -> Capabilities:
         qcow2=True,
         jailer=False,
         acpi=True,
+        power_off=True,
         vsock_pause_hang=False,
     )

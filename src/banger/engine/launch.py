@@ -2,22 +2,27 @@
 
 import asyncio
 import os
+import shutil
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from banger.engine.api import EngineApi
+from banger.engine.api import EngineApi, EngineUnreachable
+from banger.engine.jail import controllers, dismantle, furnish, inside, jail_argv, jail_uid
+from banger.engine.select import Engine
 from banger.model.errors import CommandFailed, GuestUnreachable, Timeout
+from banger.model.machine import Machine
 from banger.model.vm import EngineProcess
-from banger.paths import VmPaths
-from banger.system.host import boot_id, start_ticks
+from banger.paths import JAILED, JailPaths, VmPaths
+from banger.system.host import boot_id, command_lines, has_root, start_ticks
 from banger.system.process import Session, spawn_session
 from banger.system.watch import file_appears, process_end
 
 API_DEADLINE_S = 15.0
 END_DEADLINE_S = 5.0
 LOG_TAIL = 4000
+LEVEL = "Info"
 
 
 def tail(path: Path, limit: int = LOG_TAIL) -> str:
@@ -30,27 +35,122 @@ def tail(path: Path, limit: int = LOG_TAIL) -> str:
         return ""
 
 
-async def launch(program: Sequence[str], vm_id: str, paths: VmPaths, *more: str) -> EngineProcess:
+def can_jail(engine: Engine) -> bool:
+    """Whether this engine is started through its jailer: as root, by the name that makes the jail's."""
+    return engine.jailer is not None and os.geteuid() == 0 and Path(engine.program[0]).resolve().name == JAILED
+
+
+async def launch(engine: Engine, machine: Machine, paths: VmPaths) -> EngineProcess:
     """Start the engine and return once its API socket is there. Raises `CommandFailed` with its last words."""
-    with paths.console_log.open("ab") as console, paths.engine_log.open("ab") as log:
-        child = spawn_session(
-            [*program, "--api-sock", str(paths.api_socket), "--id", vm_id, *more], stdout=console, stderr=log
-        )
+    _fresh_runtime(paths)
+    paths.runtime.mkdir(parents=True, mode=0o700)
+    words = ["--api-sock", str(paths.api_socket), "--id", machine.id, *_log_words(str(paths.engine_log))]
+    if engine.capabilities.qcow2:
+        words += [word for file in machine.backing_files for word in ("--backing-file", file)]
+    _rotate_logs(paths)
+    child = _spawn([*engine.program, *words], paths)
+    return await _until_api(_identify(child, paths), paths)
+
+
+def _log_words(path: str) -> list[str]:
+    """Firecracker logs to its console's output unless told otherwise."""
+    return ["--log-path", path, "--level", LEVEL]
+
+
+def _fresh_runtime(paths: VmPaths) -> None:
+    if paths.runtime.is_symlink():
+        paths.runtime.unlink()
+    elif paths.runtime.exists():
+        shutil.rmtree(paths.runtime)
+
+
+def _rotate_logs(paths: VmPaths) -> None:
+    """Fresh logs for each start; those before are kept."""
+    for log in (paths.console_log, paths.engine_log):
+        if log.exists():
+            log.replace(log.with_suffix(".previous.log"))
+
+
+def _spawn(argv: list[str], paths: VmPaths) -> Session:
+    with paths.console_log.open("ab") as console, paths.engine_log.open("ab") as log_file:
+        return spawn_session(argv, stdout=console, stderr=log_file)
+
+
+def _identify(child: Session, paths: VmPaths) -> EngineProcess:
     ticks = start_ticks(child.pid)
     if ticks is None:
         child.wait()
-        raise _died(child, paths)
-    process = EngineProcess(pid=child.pid, start_ticks=ticks, boot_id=boot_id())
+        raise _died(child.pid, paths)
     # from here on the process is known by pid and start time, and reaped by `process_end`
     child.returncode = 0
+    return EngineProcess(pid=child.pid, start_ticks=ticks, boot_id=boot_id())
+
+
+async def launch_jailed(
+    engine: Engine, machine: Machine, paths: VmPaths, jail: JailPaths
+) -> tuple[EngineProcess, Machine]:
+    """Start the engine through its jailer; also the machine as the jailed engine must be told it. Raises as `launch`.
+
+    The VM's runtime directory is then a symbolic link into the jail.
+    """
+    view, uid = inside(machine), jail_uid(machine.id)
+    words = ["--api-sock", "/run/api.sock", *_log_words("/run/engine.log")]
+    argv = [*jail_argv(engine, machine, jail, uid, controllers()), *words]
+    _fresh_runtime(paths)
+    paths.runtime.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _rotate_logs(paths)
+    paths.engine_log.touch(mode=0o600)
     try:
-        appeared = await _first(file_appears(paths.api_socket), process_end(process.pid, process.start_ticks))
-        if not appeared:
-            raise _died(child, paths)
+        await furnish(jail, view, uid, paths.engine_log)
+        paths.runtime.symlink_to(jail.run)
+        process = await _jailed(argv, paths, jail)
+        return await _until_api(process, paths), view.machine
+    except BaseException:
+        # cancelled between the jailer's two steps, the engine may be there and not known yet
+        if (unknown := find_engine(machine.id, paths, jail)) is not None:
+            await end(unknown, polite=False)
+        await clean_up(paths, jail)
+        raise
+
+
+async def _jailed(argv: list[str], paths: VmPaths, jail: JailPaths) -> EngineProcess:
+    """The jailer ends when it has cloned the engine into its pid namespace and written the engine's pid."""
+    jailer = _identify(_spawn(argv, paths), paths)
+    try:
+        async with asyncio.timeout(API_DEADLINE_S):
+            await process_end(jailer.pid, jailer.start_ticks)
+        pid = int(jail.pid_file.read_text())
+    except (TimeoutError, FileNotFoundError, ValueError) as error:
+        raise _died(jailer.pid, paths) from error
     finally:
-        if not paths.api_socket.exists():
-            await end(process)
+        await end(jailer)
+    ticks = start_ticks(pid)
+    if ticks is None:
+        raise _died(pid, paths)
+    return EngineProcess(pid=pid, start_ticks=ticks, boot_id=boot_id())
+
+
+async def _until_api(process: EngineProcess, paths: VmPaths) -> EngineProcess:
+    done = False
+    try:
+        if not await _first(_listens(paths.api_socket), process_end(process.pid, process.start_ticks)):
+            raise _died(process.pid, paths)
+        done = True
+    finally:
+        if not done:
+            await end(process, polite=False)
     return process
+
+
+async def _listens(path: Path) -> None:
+    """Return once somebody listens: the file is there a moment earlier."""
+    await file_appears(path)
+    while True:
+        try:
+            await EngineApi(path).served_by()
+            return
+        except EngineUnreachable:
+            await asyncio.sleep(0.002)
 
 
 async def _first(wanted: Coroutine[Any, Any, object], other: Coroutine[Any, Any, object]) -> bool:
@@ -65,12 +165,12 @@ async def _first(wanted: Coroutine[Any, Any, object], other: Coroutine[Any, Any,
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _died(child: Session, paths: VmPaths) -> CommandFailed:
+def _died(pid: int, paths: VmPaths) -> CommandFailed:
     words = tail(paths.engine_log).strip().splitlines()
     return CommandFailed(
         f"the engine did not start: {words[-1] if words else 'it said nothing'}",
         hint=f"its log is {paths.engine_log}",
-        details={"pid": child.pid},
+        details={"pid": pid},
     )
 
 
@@ -80,18 +180,33 @@ def alive(process: EngineProcess) -> bool:
 
 
 async def adopt(process: EngineProcess, vm_id: str, paths: VmPaths) -> bool:
-    """Whether this engine still runs and is the one that serves this VM's socket."""
+    """Whether this engine still runs, and it is this very process that serves this VM on its socket."""
     if not alive(process):
         return False
     try:
-        return (await EngineApi(paths.api_socket).info()).id == vm_id
+        api = EngineApi(paths.api_socket)
+        return await api.served_by() == process.pid and (await api.info()).id == vm_id
     except (GuestUnreachable, Timeout, CommandFailed):
         return False
 
 
-async def end(process: EngineProcess) -> None:
-    """End the engine: first politely, after a few seconds for certain. Nothing is sent to a recycled pid."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def find_engine(vm_id: str, paths: VmPaths, jail: JailPaths) -> EngineProcess | None:
+    """The engine of a VM whose start was never recorded: by its id and its socket, or by its jail; never by a name."""
+    for pid, argv in command_lines().items():
+        ours = any(vm_id in word for word in argv)
+        if ours and (str(paths.api_socket) in argv or has_root(pid, jail.root)):
+            ticks = start_ticks(pid)
+            if ticks is not None:
+                return EngineProcess(pid=pid, start_ticks=ticks, boot_id=boot_id())
+    return None
+
+
+async def end(process: EngineProcess, *, polite: bool = True) -> None:
+    """End the engine: first politely, after a few seconds for certain. Nothing is sent to a recycled pid.
+
+    A jailed engine is the first process of its pid namespace, which no polite signal reaches.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL) if polite else (signal.SIGKILL,):
         if not alive(process):
             break
         try:
@@ -104,3 +219,9 @@ async def end(process: EngineProcess) -> None:
         except TimeoutError:
             continue
     await process_end(process.pid, process.start_ticks)
+
+
+async def clean_up(paths: VmPaths, jail: JailPaths) -> None:
+    """Remove what an ended engine leaves: its sockets, its jail."""
+    _fresh_runtime(paths)
+    await dismantle(jail)

@@ -1,6 +1,7 @@
 """Waits, on an event and not by polling, for a guest's agent to dial in when it starts."""
 
 import asyncio
+import os
 import re
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,9 @@ class ReadyListener:
         self._path.unlink(missing_ok=True)
         self._server = await loop.create_unix_server(lambda: _Dial(self), self._path, start_serving=False)
         self._path.chmod(0o600)
+        if (owner := self._path.parent.stat()).st_uid != os.geteuid():
+            # the engine that will connect runs as the directory's owner
+            os.chown(self._path, owner.st_uid, owner.st_gid)
         await self._server.start_serving()
         return self
 

@@ -16,6 +16,9 @@ class VmDocument(TypedDict):
     disk_allocated_bytes: int
     work_disk_bytes: int
     engine: str
+    engine_version: str
+    engine_reason: str
+    jailed: bool
     accelerator: str
     accelerator_reason: str
     network: str

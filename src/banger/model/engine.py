@@ -18,6 +18,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     qcow2             a drive whose name ends in `.qcow2` is one
     jailer            it may be started through the jailer
     acpi              it describes virtio devices by ACPI, so kernels of distributions find them
+    power_off         a guest that powers off ends it; else only one that reboots does
     vsock_pause_hang  after a bare pause and resume, new vsock connections from the host can hang for ever
     """
 
@@ -27,6 +28,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     qcow2: bool
     jailer: bool
     acpi: bool
+    power_off: bool
     vsock_pause_hang: bool
 
 

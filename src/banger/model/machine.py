@@ -27,7 +27,7 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole VM. Paths are on the host; memory in MiB."""
+    """A whole VM. Paths are as the engine finds them; memory in MiB; `backing_files` are behind the qcow2 disks."""
 
     id: str
     hostname: str
@@ -39,3 +39,4 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     vsock_socket: str
+    backing_files: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """Virtual machines: what is asked, what is stored, what is shown."""
 
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
@@ -10,6 +11,7 @@ from banger.model.sizes import MIB
 
 MEMORY_MIN_MIB = 128
 VCPU_MAX = 32
+WantedEngine = Literal["auto", "firecracker", "qemu"]
 DEFAULT_VCPU = 2
 DEFAULT_MEMORY_MIB = 1024
 
@@ -34,6 +36,7 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     vcpu: int = DEFAULT_VCPU
     memory_mib: int = DEFAULT_MEMORY_MIB
     nat: bool = False
+    engine: WantedEngine = "auto"
 
     def check(self, *, host_memory_mib: int) -> None:
         """Raise `Invalid` for a name or size that cannot be."""
@@ -60,7 +63,10 @@ class EngineProcess(msgspec.Struct, frozen=True):
 
 
 class Vm(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM as stored. Times are seconds since the epoch."""
+    """A VM as stored. Times are seconds since the epoch.
+
+    `engine_reason` says why this engine runs it; `jailed`, that it does so in a chroot, as a user of its own.
+    """
 
     id: str
     name: str
@@ -78,6 +84,10 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float | None = None
     process: EngineProcess | None = None
     problem: str = ""
+    wanted_engine: WantedEngine = "auto"
+    engine_version: str = ""
+    engine_reason: str = ""
+    jailed: bool = False
 
     @property
     def memory_bytes(self) -> int:

@@ -24,6 +24,9 @@ from banger.qemu.options import API_VERSION, parse
 
 if TYPE_CHECKING:
     from banger.qemu.api import Api
+    from banger.qemu.server import Server
+
+LAST_REQUEST_S = 3.0
 
 
 def main() -> int:
@@ -52,7 +55,7 @@ class _Process:
 
     def __init__(self, arguments: argparse.Namespace, cache: Path) -> None:
         from banger.model.firecracker import Logger, Metrics
-        from banger.qemu import api, logs, metrics, vmm
+        from banger.qemu import api, logs, metrics, server, vmm
 
         self._arguments = arguments
         self._metrics = metrics.Metrics()
@@ -74,6 +77,7 @@ class _Process:
         )
         self._vmm = vmm.Vmm(options)
         self._api: Api = api.Api(arguments.id, self._vmm, handler, self._metrics)
+        self._server: Server = server.Server(self._api.handle, arguments.http_api_max_payload_size)
         if arguments.metrics_path is not None:
             self._metrics.configure(Metrics(metrics_path=arguments.metrics_path), arguments.id)
 
@@ -87,12 +91,15 @@ class _Process:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._vmm.stop)
-            if not self._arguments.no_api:
-                await stack.enter_async_context(self._serve(self._arguments.api_sock))
-            self._note_start()
-            if self._arguments.config_file is not None:
-                await self._start_from(self._arguments.config_file)
+            async with self._server.turn:  # early clients are answered when the file's machine runs, as by Firecracker
+                if not self._arguments.no_api:
+                    await stack.enter_async_context(self._serve(self._arguments.api_sock))
+                self._note_start()
+                if self._arguments.config_file is not None:
+                    await self._start_from(self._arguments.config_file)
             await self._wait(stop)
+            if not self._vmm.ended.is_set():
+                await self._last_turn()
             await self._flush()
         self._metrics.close()
         return self._vmm.status
@@ -100,13 +107,11 @@ class _Process:
     @contextlib.asynccontextmanager
     async def _serve(self, path: Path) -> AsyncIterator[None]:
         from banger.qemu.logs import log
-        from banger.qemu.server import Server
 
         _check_socket(path)
         mask = os.umask(0o177)
-        server = Server(self._api.handle, self._arguments.http_api_max_payload_size)
         try:
-            listener = await asyncio.start_unix_server(server.connection, path)
+            listener = await asyncio.start_unix_server(self._server.connection, path)
         except OSError as error:
             raise HostRequirement(f"cannot listen on {path}: {error.strerror}") from error
         finally:
@@ -145,6 +150,12 @@ class _Process:
         finally:
             for wait in waits:
                 wait.cancel()
+
+    async def _last_turn(self) -> None:
+        """A request under way comes to its end, as a machine half started cannot be ended well; no other begins."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_REQUEST_S):
+                await self._server.turn.acquire()
 
     async def _flush(self) -> None:
         with contextlib.suppress(BangerError):

@@ -14,7 +14,6 @@ _LEVELS = ("off", "error", "warn", "warning", "info", "debug", "trace")
 # What Firecracker also takes, and why it is not done here
 _REFUSED = {
     "--seccomp-filter": "QEMU's own sandbox is always on",
-    "--no-seccomp": "QEMU's own sandbox is always on",
     "--metadata": "it has no MMDS",
     "--mmds-size-limit": "it has no MMDS",
     "--snapshot-version": "it cannot save or load snapshots",
@@ -50,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         "--http-api-max-payload-size", type=int, default=BODY_MAX, metavar="BYTES", help="longest request (%(default)s)"
     )
     add("--enable-pci", action="store_true", help="taken and without effect: devices are always on PCI")
+    # firecracker-go-sdk gives it unless told otherwise
+    add("--no-seccomp", action="store_true", help="taken and without effect: QEMU's own sandbox is always on")
     add("--version", action="store_true", help="print the versions of this program and of the API")
     _add_logging(parser.add_argument_group("log and metrics"))
     ours = parser.add_argument_group("extensions").add_argument

@@ -26,7 +26,7 @@ class Server:
         """`body_max` in bytes, as Firecracker's --http-api-max-payload-size."""
         self._handler = handler
         self._body_max = body_max
-        self._one_at_a_time = asyncio.Lock()
+        self.turn = asyncio.Lock()  # held while a request is handled
         self._open = 0
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,6 +37,9 @@ class Server:
                 await self._serve(reader, writer)
         except (OSError, TimeoutError) as error:
             log.info("a client was dropped: %s", error or "too slow")
+        except asyncio.CancelledError:
+            # the process ends; asyncio's streams would log a cancelled task as a fault (Python 3.11)
+            log.debug("a client was still connected")
         finally:
             self._open -= 1
             writer.close()
@@ -62,7 +65,7 @@ class Server:
     async def _answer(self, request: "_Request") -> Reply:
         if request.body is None:
             return fault(f"Request payload is larger than {self._body_max} bytes.")
-        async with self._one_at_a_time:
+        async with self.turn:
             reply = await self._handler(request.method, request.target, request.body)
         log.info("%s %s -> %d", request.method, request.target[:100], reply.status)
         return reply

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from banger.engine import install
 from banger.engine.installed import find_engines
-from banger.engine.select import Accelerator, Engine
+from banger.engine.select import Accelerator
 from banger.jobs.operations import Job, Operations
 from banger.model.engine import EngineInfo, EngineInstalled, EngineInstallSpec
 from banger.model.errors import BangerError, NotFound
@@ -19,7 +19,7 @@ InUse = Callable[[], Mapping[str, str]]
 class EngineService:
     """Everything that the API offers of engines.
 
-    `engine` is what new VMs get, on a proven accelerator, or raises why there is none; `in_use` tells the programs
+    `accelerator` is the one that was proven to work, or raises why there is none; `in_use` tells the programs
     that run, each with its VM's name.
     """
 
@@ -27,18 +27,18 @@ class EngineService:
         self,
         paths: Paths,
         operations: Operations,
-        engine: Callable[[], Awaitable[Engine]],
+        accelerator: Callable[[], Awaitable[Accelerator]],
         in_use: InUse,
     ) -> None:
         self._paths = paths
         self._operations = operations
-        self._engine = engine
+        self._accelerator = accelerator
         self._in_use = in_use
 
     async def list(self, *, check_digests: bool = False) -> list[EngineInfo]:
         """Every engine on this host, whether it can be used or not; an accelerator that fails is no error here."""
         try:
-            accelerator = (await self._engine()).accelerator
+            accelerator = await self._accelerator()
         except BangerError as error:
             accelerator = Accelerator("none", error.message, "")
         return await find_engines(self._paths, accelerator, check_digests=check_digests)

@@ -55,7 +55,8 @@ async def _engine_api(vm: Vm, paths: Paths) -> Check:
     except BangerError as error:
         return Check(name="engine-api", ok=False, detail=error.message, hint=f"banger vm restart {vm.name}")
     ok = info.state == "Running" or vm.state is VmState.PAUSED
-    return Check(name="engine-api", ok=ok, detail=f"{info.app_name} says {info.state}")
+    hint = "" if ok else f"`banger vm logs --source engine {vm.name}` may say why; `banger vm resume {vm.name}`"
+    return Check(name="engine-api", ok=ok, detail=f"{info.app_name} says {info.state}", hint=hint)
 
 
 async def _agent(vm: Vm, paths: Paths) -> list[Check]:

@@ -2,39 +2,45 @@
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from banger.config import Settings
 from banger.engine import payload
 from banger.engine.api import EngineApi
-from banger.engine.launch import adopt, end, launch, tail
-from banger.engine.select import Engine
+from banger.engine.capabilities import capabilities_of
+from banger.engine.launch import adopt, can_jail, clean_up, end, find_engine, launch, launch_jailed, tail
+from banger.engine.select import Engine, Needs
 from banger.guest.channel import Guest
 from banger.guest.protocol import READY_PORT
 from banger.guest.ready import ReadyListener
 from banger.images.catalog import find_image
 from banger.jobs.operations import Job
+from banger.model.engine import Capabilities
 from banger.model.errors import BangerError, GuestUnreachable, Timeout
+from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.machine import Disk, Machine
-from banger.model.vm import EngineProcess, Vm, VmState
+from banger.model.vm import EngineProcess, Vm, VmState, WantedEngine
 from banger.network.user import user_nic
 from banger.paths import Paths
-from banger.storage.overlays import create_root_overlay
+from banger.storage.overlays import create_root_copy, create_root_overlay
 from banger.store.vms import VmStore
-from banger.system.host import boot_id as host_boot_id
-from banger.system.host import command_lines, start_ticks
+from banger.system.files import remove_tree
 from banger.system.watch import process_end
 
 ASK_AGAIN_S = 2.0
+RESUME_S = 10.0
+PAUSE_FAULT = "after a pause and resume, new connections to the guest over vsock can hang for ever"
 CALL_S = 10.0
 CONSOLE_LINES = 20
 BOOTS_MAX = 3
 PANIC = "Kernel panic - not syncing"
+
+
+ChooseEngine = Callable[[WantedEngine, Needs], Awaitable[Engine]]
 
 
 class GuestPanicked(GuestUnreachable):
@@ -44,21 +50,26 @@ class GuestPanicked(GuestUnreachable):
 class Lifecycle:
     """The steps that operations on VMs are made of. Each step that makes something pushes its undo first."""
 
-    def __init__(self, paths: Paths, settings: Settings, vms: VmStore, engine: Callable[[], Awaitable[Engine]]) -> None:
+    def __init__(self, paths: Paths, settings: Settings, vms: VmStore, engine: ChooseEngine) -> None:
         self._paths = paths
         self._settings = settings
         self._vms = vms
         self._engine = engine
 
     async def make_disks(self, job: Job, vm: Vm) -> None:
-        """The root overlay, O(1) in the image's size."""
+        """The root disk: an overlay, O(1) in the image's size, or a copy for an engine that reads no overlays."""
         paths = self._paths.vm(vm.id)
         image = self._paths.image(vm.image)
+        async with job.stage("choose the engine"):
+            engine = await self._engine(vm.wanted_engine, Needs(nat=vm.nat, qcow2=False))
         async with job.stage("root disk"):
             find_image(self._paths, vm.image)
             job.undo("remove the VM's files", lambda: self.remove_files(vm))
             paths.state.mkdir(parents=True, mode=0o700)
-            await create_root_overlay(image.root, paths.root_overlay, None)
+            if engine.capabilities.qcow2:
+                await create_root_overlay(image.root, paths.root_overlay, None)
+            else:
+                await create_root_copy(image.root, paths.root_copy, job)
 
     async def boot(self, job: Job, vm: Vm) -> Vm:
         """Start the engine and return once the agent answers. Raises with the console's last lines.
@@ -78,36 +89,30 @@ class Lifecycle:
 
     async def _boot(self, job: Job, vm: Vm) -> Vm:
         async with job.stage("engine"):
-            engine = await self._engine()
-            vm = msgspec.structs.replace(
-                vm,
-                engine=engine.name,
-                accelerator=engine.accelerator.accelerator,
-                accelerator_reason=engine.accelerator.reason,
-                problem="",
-            )
+            needs = Needs(nat=vm.nat, qcow2=self._paths.vm(vm.id).root_overlay.exists())
+            engine = await self._engine(vm.wanted_engine, needs)
+            vm = _on(engine, vm)
             job.undo("end the engine", lambda: self.end_engine(vm))
-            vm = await self._launch(engine, vm)
+            vm, machine = await self._launch(engine, vm)
         async with job.stage("configure"):
             api = EngineApi(self._paths.vm(vm.id).api_socket)
-            for method, path, body in payload.configuration(self._machine(vm)):
+            for method, path, body in payload.configuration(machine):
                 await api.call(method, path, body)
         await self._until_healthy(job, vm, api)
         vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time())
         self._vms.update(vm)
         return vm
 
-    async def _launch(self, engine: Engine, vm: Vm) -> Vm:
-        paths = self._paths.vm(vm.id)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(paths.runtime)
-        paths.runtime.mkdir(parents=True, mode=0o700)
-        _keep_previous(paths.console_log)
-        base = str(self._paths.image(vm.image).root)
-        process = await launch(engine.program, vm.id, paths, "--backing-file", base)
+    async def _launch(self, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
+        """The VM with its process, and the machine as its engine must be told it."""
+        paths, machine = self._paths.vm(vm.id), self._machine(vm)
+        if vm.jailed:
+            process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
+        else:
+            process = await launch(engine, machine, paths)
         vm = msgspec.structs.replace(vm, process=process)
         self._vms.update(vm)
-        return vm
+        return vm, machine
 
     def _machine(self, vm: Vm) -> Machine:
         paths = self._paths.vm(vm.id)
@@ -120,9 +125,10 @@ class Lifecycle:
             kernel=str(image.kernel),
             initramfs=str(image.initramfs),
             boot_args=find_image(self._paths, vm.image).boot_args,
-            disks=(Disk(id="root", path=str(paths.root_overlay), root=True),),
-            nics=(user_nic(vm.id, nat=vm.nat),),
+            disks=(Disk(id="root", path=str(paths.root_disk), root=True),),
+            nics=(user_nic(vm.id, nat=vm.nat),) if vm.guest_ip else (),
             vsock_socket=str(paths.vsock_socket),
+            backing_files=(str(image.root),),
         )
 
     async def _until_healthy(self, job: Job, vm: Vm, api: EngineApi) -> None:
@@ -178,7 +184,10 @@ class Lifecycle:
         if not force:
             try:
                 async with job.stage("shut the guest down", deadline_s=self._settings.stop_timeout_s):
-                    await Guest(self._paths.vm(vm.id).vsock_socket).shutdown("poweroff", timeout=CALL_S)
+                    if vm.state is VmState.PAUSED:
+                        await self._set_state(vm, "Resumed")
+                    mode: Literal["poweroff", "reboot"] = "poweroff" if _capabilities(vm).power_off else "reboot"
+                    await Guest(self._paths.vm(vm.id).vsock_socket).shutdown(mode, timeout=CALL_S)
                     await process_end(vm.process.pid, vm.process.start_ticks)
             except (Timeout, GuestUnreachable) as error:
                 job.note(f"the guest did not power off by itself: {error.message}")
@@ -188,33 +197,76 @@ class Lifecycle:
     async def end_engine(self, vm: Vm) -> None:
         """End whatever engine serves this VM, also one that a dead daemon started and did not record."""
         stored = self._vms.get(vm.id)
-        process = (stored.process if stored else None) or vm.process or self._find_engine(vm)
+        paths, jail = self._paths.vm(vm.id), self._paths.jail(vm.id)
+        process = (stored.process if stored else None) or vm.process or find_engine(vm.id, paths, jail)
         if process is not None:
-            await end(process)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._paths.vm(vm.id).runtime)
+            await end(process, polite=not vm.jailed)
+        await clean_up(paths, jail)
         if stored is not None and stored.process is not None:
             self._vms.update(msgspec.structs.replace(stored, process=None, started_at=None))
 
-    def _find_engine(self, vm: Vm) -> EngineProcess | None:
-        socket = str(self._paths.vm(vm.id).api_socket)
-        for pid, argv in command_lines().items():
-            if socket in argv and vm.id in argv and (ticks := start_ticks(pid)) is not None:
-                return EngineProcess(pid=pid, start_ticks=ticks, boot_id=host_boot_id())
-        return None
+    async def pause(self, job: Job, vm: Vm) -> Vm:
+        """Stop the guest's processors; its memory is kept."""
+        async with job.stage("pause"):
+            await self._set_state(vm, "Paused")
+        if _capabilities(vm).vsock_pause_hang:
+            job.note(f"{vm.engine} {vm.engine_version} has a fault: {PAUSE_FAULT}")
+        return self._became(vm, VmState.PAUSED)
+
+    async def resume(self, job: Job, vm: Vm) -> Vm:
+        """Let the guest run on, and see that it can be reached. Raises `GuestUnreachable` when it cannot; it runs."""
+        async with job.stage("resume"):
+            await self._set_state(vm, "Resumed")
+            vm = self._became(vm, VmState.RUNNING)
+        async with job.stage("reach the guest", deadline_s=RESUME_S + 1):
+            try:
+                await Guest(self._paths.vm(vm.id).vsock_socket).health(timeout=RESUME_S)
+            except (GuestUnreachable, Timeout) as error:
+                raise _unreachable_since_pause(vm, error) from error
+        return vm
+
+    async def _set_state(self, vm: Vm, state: Literal["Paused", "Resumed"]) -> None:
+        await EngineApi(self._paths.vm(vm.id).api_socket).call("PATCH", "/vm", VmStateDocument(state=state))
+
+    def _became(self, vm: Vm, state: VmState) -> Vm:
+        vm = msgspec.structs.replace(vm, state=state)
+        self._vms.update(vm)
+        return vm
 
     async def remove_files(self, vm: Vm) -> None:
-        paths = self._paths.vm(vm.id)
-        for directory in (paths.runtime, paths.state):
-            with contextlib.suppress(FileNotFoundError):
-                await asyncio.to_thread(shutil.rmtree, directory)
+        await clean_up(self._paths.vm(vm.id), self._paths.jail(vm.id))
+        await remove_tree(self._paths.vm(vm.id).state)
 
     async def adopt(self, vm: Vm) -> bool:
         """Whether this VM's recorded engine still runs and serves it."""
         return vm.process is not None and await adopt(vm.process, vm.id, self._paths.vm(vm.id))
 
 
-def _keep_previous(console: Path) -> None:
-    """A fresh console log for each start; the one before is kept."""
-    with contextlib.suppress(FileNotFoundError):
-        console.replace(console.with_suffix(".previous.log"))
+def _on(engine: Engine, vm: Vm) -> Vm:
+    """The VM with what is to be told of its engine."""
+    return msgspec.structs.replace(
+        vm,
+        engine=engine.name,
+        engine_version=engine.version,
+        engine_reason=engine.reason,
+        jailed=can_jail(engine),
+        accelerator=engine.accelerator.accelerator,
+        accelerator_reason=engine.accelerator.reason,
+        guest_ip=user_nic(vm.id, nat=vm.nat).address if engine.capabilities.user_network else "",
+        problem="",
+    )
+
+
+def _capabilities(vm: Vm) -> Capabilities:
+    return capabilities_of(vm.engine, vm.engine_version)
+
+
+def _unreachable_since_pause(vm: Vm, error: BangerError) -> GuestUnreachable:
+    if _capabilities(vm).vsock_pause_hang:
+        return GuestUnreachable(
+            f"{vm.name} runs again and cannot be reached: {vm.engine} {vm.engine_version} has a fault: {PAUSE_FAULT}",
+            hint=f"`banger vm restart --force {vm.name}` helps; `banger engine list` shows sound releases",
+        )
+    return GuestUnreachable(
+        f"{vm.name} runs again and its agent does not answer: {error.message}", hint=f"banger vm health {vm.name}"
+    )

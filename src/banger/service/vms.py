@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from banger.engine.installed import find_engines
 from banger.engine.launch import tail
-from banger.engine.select import Engine, select_engine
+from banger.engine.select import Accelerator, Engine, Needs, choose, prove_accelerator
 from banger.guest.channel import ExecStream as ExecStream
 from banger.guest.channel import Guest
 from banger.images.catalog import find_image
@@ -17,8 +18,7 @@ from banger.model.guest import ExecRequest
 from banger.model.names import make_up_name, new_id
 from banger.model.operation import Operation
 from banger.model.sizes import MIB
-from banger.model.vm import LIVE, Vm, VmHealth, VmSpec, VmState
-from banger.network.user import user_nic
+from banger.model.vm import LIVE, Vm, VmHealth, VmSpec, VmState, WantedEngine
 from banger.paths import Paths
 from banger.service.health import Monitor, check_vm
 from banger.service.lifecycle import Lifecycle
@@ -30,15 +30,22 @@ LOG_BYTES_MAX = 4 * MIB
 
 
 class EngineChoice:
-    """The engine for new VMs: chosen once for each life of the daemon, at the first need."""
+    """Chooses engines. The accelerator is proven once for each life of the daemon, at the first need."""
 
-    def __init__(self) -> None:
-        self._engine: Engine | None = None
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._accelerator: Accelerator | None = None
 
-    async def __call__(self) -> Engine:
-        if self._engine is None:
-            self._engine = await select_engine()
-        return self._engine
+    async def accelerator(self) -> Accelerator:
+        """Raises `CommandFailed`, `HostRequirement`."""
+        if self._accelerator is None:
+            self._accelerator = await prove_accelerator()
+        return self._accelerator
+
+    async def __call__(self, wanted: WantedEngine, needs: Needs) -> Engine:
+        """Raises `HostRequirement`, `Unsupported`, `CommandFailed`."""
+        accelerator = await self.accelerator()
+        return choose(await find_engines(self._paths, accelerator), accelerator, wanted, needs)
 
 
 class VmService:
@@ -74,7 +81,7 @@ class VmService:
         """Run a command in a running guest. Raises `Conflict` when the VM is not running."""
         vm = self._vms.find(reference)
         if vm.state is not VmState.RUNNING:
-            raise Conflict(f"{vm.name} is {vm.state}, not running", hint=f"banger vm start {vm.name}")
+            raise _not_running(vm)
         return await Guest(self._paths.vm(vm.id).vsock_socket).exec(request)
 
     def create(self, spec: VmSpec) -> Operation:
@@ -93,9 +100,8 @@ class VmService:
         return self._operations.begin("vm.create", _target(vm), work)
 
     def _new(self, spec: VmSpec, disk_bytes: int) -> Vm:
-        vm_id = new_id()
         return Vm(
-            id=vm_id,
+            id=new_id(),
             name=spec.name or self._free_name(),
             state=VmState.CREATING,
             image=spec.image,
@@ -103,9 +109,10 @@ class VmService:
             memory_mib=spec.memory_mib,
             nat=spec.nat,
             engine="",
+            wanted_engine=spec.engine,
             accelerator="",
             accelerator_reason="",
-            guest_ip=user_nic(vm_id, nat=spec.nat).address,
+            guest_ip="",
             disk_bytes=disk_bytes,
             created_at=time.time(),
         )
@@ -129,6 +136,8 @@ class VmService:
         """Begin `vm.start`. Raises `Conflict` when it runs already."""
         vm = self._vms.find(reference)
         self._operations.check_free(_target(vm))
+        if vm.state is VmState.PAUSED:
+            raise Conflict(f"{vm.name} is paused", hint=f"banger vm resume {vm.name}")
         if vm.state in LIVE:
             raise Conflict(f"{vm.name} is running already", hint=f"banger vm show {vm.name}")
         find_image(self._paths, vm.image)
@@ -152,11 +161,37 @@ class VmService:
 
         return self._operations.begin("vm.restart", _target(vm), work)
 
+    def pause(self, reference: str) -> Operation:
+        """Begin `vm.pause`. Raises `Conflict` unless it runs."""
+        vm = self._live(reference)
+        if vm.state is VmState.PAUSED:
+            raise Conflict(f"{vm.name} is paused already", hint=f"banger vm resume {vm.name}")
+
+        async def work(job: Job) -> VmDocument:
+            paused = await self._lifecycle.pause(job, vm)
+            await self._monitor.check(paused)
+            return self._document(paused)
+
+        return self._operations.begin("vm.pause", _target(vm), work)
+
+    def resume(self, reference: str) -> Operation:
+        """Begin `vm.resume`. Raises `Conflict` unless it is paused."""
+        vm = self._live(reference)
+        if vm.state is not VmState.PAUSED:
+            raise Conflict(f"{vm.name} is not paused", hint=f"banger vm show {vm.name}")
+
+        async def work(job: Job) -> VmDocument:
+            running = await self._lifecycle.resume(job, vm)
+            await self._monitor.check(running)
+            return self._document(running)
+
+        return self._operations.begin("vm.resume", _target(vm), work)
+
     def _live(self, reference: str) -> Vm:
         vm = self._vms.find(reference)
         self._operations.check_free(_target(vm))
         if vm.state not in LIVE:
-            raise Conflict(f"{vm.name} is {vm.state}, not running", hint=f"banger vm start {vm.name}")
+            raise _not_running(vm)
         return vm
 
     async def _power_off(self, job: Job, vm: Vm, *, force: bool) -> Vm:
@@ -212,12 +247,15 @@ class VmService:
             vcpu=vm.vcpu,
             memory_mib=vm.memory_mib,
             disk_bytes=vm.disk_bytes,
-            disk_allocated_bytes=allocated_bytes(paths.root_overlay),
+            disk_allocated_bytes=allocated_bytes(paths.root_disk),
             work_disk_bytes=0,
             engine=vm.engine,
+            engine_version=vm.engine_version,
+            engine_reason=vm.engine_reason,
+            jailed=vm.jailed,
             accelerator=vm.accelerator,
             accelerator_reason=vm.accelerator_reason,
-            network="user",
+            network="user" if vm.guest_ip else "none",
             guest_ip=vm.guest_ip,
             nat=vm.nat,
             created_at=datetime.fromtimestamp(vm.created_at, UTC).isoformat(timespec="seconds"),
@@ -227,6 +265,11 @@ class VmService:
             engine_pid=vm.process.pid if vm.process else None,
             vsock_socket=str(paths.vsock_socket),
         )
+
+
+def _not_running(vm: Vm) -> Conflict:
+    verb = "resume" if vm.state is VmState.PAUSED else "start"
+    return Conflict(f"{vm.name} is {vm.state}, not running", hint=f"banger vm {verb} {vm.name}")
 
 
 def _target(vm: Vm) -> str:

@@ -1,13 +1,16 @@
 """Copy-on-write root disks: a qcow2 over an image's raw root, O(1) in the image's size."""
 
+import asyncio
 import secrets
+import threading
 from pathlib import Path
 
 from banger.model.errors import Invalid
-from banger.system.files import allocated_bytes
+from banger.model.progress import Progress
+from banger.system.files import allocated_bytes, clone_file, copy_sparse, in_thread
 from banger.system.process import find_program, run
 
-__all__ = ["allocated_bytes", "create_root_overlay"]
+__all__ = ["allocated_bytes", "create_root_copy", "create_root_overlay"]
 
 # Subclusters of 2 KiB, below the guest's block of 4: no write copies anything from the image. Reference counts
 # that lag behind cost nothing here, as a qcow2 that was not closed is repaired when it is opened.
@@ -33,3 +36,36 @@ async def create_root_overlay(base: Path, overlay: Path, size: int | None = None
         partial.rename(overlay)
     finally:
         partial.unlink(missing_ok=True)
+
+
+async def create_root_copy(base: Path, copy: Path, progress: Progress) -> None:
+    """Make `copy`, a raw disk with the content of the raw file `base`; O(1) where the filesystem shares blocks.
+
+    A full copy takes time and room in the image's size, so it is said and its progress told. The copy appears whole
+    or not at all; cancelling ends it.
+    """
+    partial = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}")
+    try:
+        if not await in_thread(clone_file, base, partial):
+            progress.note("this filesystem cannot share blocks (reflink): the root disk is a full copy")
+            await _copy(base, partial, progress)
+        partial.chmod(0o600)
+        partial.rename(copy)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+async def _copy(base: Path, partial: Path, progress: Progress) -> None:
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+
+    def told(done: int, total: int) -> bool:
+        loop.call_soon_threadsafe(progress.progress, done, total, "bytes")
+        return not stop.is_set()
+
+    work = asyncio.ensure_future(in_thread(copy_sparse, base, partial, told))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait({work})
+        raise

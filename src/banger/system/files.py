@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -20,6 +21,9 @@ T = TypeVar("T")
 _MAX_LINKS = 40
 _PIECE = 1024 * 1024
 _ZEROS = bytes(_PIECE)
+_COPIED = 8 * 1024 * 1024
+_FICLONE = 0x40049409
+_NO_REFLINK = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM)
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -68,6 +72,37 @@ def _add_zeros(digest: "hashlib._Hash", count: int) -> None:
     for _ in range(count // _PIECE):
         digest.update(_ZEROS)
     digest.update(_ZEROS[: count % _PIECE])
+
+
+def clone_file(source: Path, target: Path) -> bool:
+    """Make `target`, sharing the blocks of `source` (ioctl_ficlone(2)); False, and no target, where that cannot be."""
+    with source.open("rb") as original, target.open("xb") as clone:
+        try:
+            fcntl.ioctl(clone.fileno(), _FICLONE, original.fileno())
+            return True
+        except OSError as error:
+            if error.errno not in _NO_REFLINK:
+                raise
+    target.unlink()
+    return False
+
+
+def copy_sparse(source: Path, target: Path, told: Callable[[int, int], bool]) -> None:
+    """Make `target` with the content of `source`; holes stay holes.
+
+    `told` hears how many bytes of how many are done, and its False ends the copy early.
+    """
+    with source.open("rb", buffering=0) as original, target.open("xb", buffering=0) as copy:
+        size = original.seek(0, os.SEEK_END)
+        runs = list(_data(original, size))
+        total, done = sum(end - start for start, end in runs), 0
+        copy.truncate(size)
+        for start, end in runs:
+            copy.seek(start)
+            while start < end and told(done, total):
+                sent = os.sendfile(copy.fileno(), original.fileno(), start, min(_COPIED, end - start))
+                start, done = start + sent, done + sent
+        told(done, total)
 
 
 def allocated_bytes(path: Path) -> int:

@@ -38,6 +38,14 @@ def environment_of(pid: int) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
 
 
+def has_root(pid: int, directory: Path) -> bool:
+    """Whether a process has this directory as its root; by identity, as names differ between mount namespaces."""
+    try:
+        return Path(f"/proc/{pid}/root").samefile(directory)
+    except OSError:
+        return False
+
+
 def command_lines() -> dict[int, list[str]]:
     """Argv of every process that we may read."""
     import psutil

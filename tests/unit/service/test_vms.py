@@ -28,7 +28,7 @@ class Bench:
         settings = Settings()
         self.vms, self.operations = vms, operations
         self.vms.add(make_vm("a", "0123456789ab"))
-        lifecycle = Lifecycle(paths, settings, vms, EngineChoice())
+        lifecycle = Lifecycle(paths, settings, vms, EngineChoice(paths))
         self.service = VmService(paths, vms, operations, lifecycle, Monitor(paths, 60, vms.get, lambda *_: None))
 
     def vm(self) -> Vm:

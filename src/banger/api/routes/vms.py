@@ -54,6 +54,14 @@ class Vms(Controller):
     async def restart_vm(self, ref: str, services: Services, force: Force = False) -> Operation:
         return services.vms.restart(ref, force=force)
 
+    @post("/{ref:str}/pause", status_code=202, summary="Stop a VM's processors and keep its memory")
+    async def pause_vm(self, ref: str, services: Services) -> Operation:
+        return services.vms.pause(ref)
+
+    @post("/{ref:str}/resume", status_code=202, summary="Let a paused VM run on")
+    async def resume_vm(self, ref: str, services: Services) -> Operation:
+        return services.vms.resume(ref)
+
     @get("/{ref:str}/health", summary="Check a VM now")
     async def vm_health(self, ref: str, services: Services) -> VmHealth:
         return await services.vms.health(ref)

@@ -32,6 +32,12 @@ def _register_create(verbs: Verbs) -> None:
     verb.add_argument(
         "--nat", action=argparse.BooleanOptionalAction, default=False, help="let the VM reach the internet"
     )
+    verb.add_argument(
+        "--engine",
+        choices=("auto", "firecracker", "qemu"),
+        default="auto",
+        help="what runs the VM; auto: firecracker where it can, else qemu (default: auto)",
+    )
     _detach(verb)
 
 
@@ -46,6 +52,13 @@ def _register_changes(verbs: Verbs) -> None:
         verb = verbs.add(name, change(name), text)
         add_name(verb)
         verb.add_argument("--force", action="store_true", help="do not wait for the guest to power off")
+        _detach(verb)
+    for name, text in (
+        ("pause", "stop a VM's processors; its memory is kept"),
+        ("resume", "let a paused VM run on"),
+    ):
+        verb = verbs.add(name, change(name), text)
+        add_name(verb)
         _detach(verb)
     verb = verbs.add("delete", delete, "delete VMs and everything on their disks")
     verb.add_argument("names", nargs="*", metavar="NAME", help="the VMs")
@@ -106,6 +119,7 @@ def create(arguments: argparse.Namespace) -> int:
         vcpu=arguments.vcpu,
         memory_mib=parse_size(arguments.memory, "--memory", unit="m") // MIB,
         nat=arguments.nat,
+        engine=arguments.engine,
     )
     return _run(arguments, client().create_vm(spec))
 
