@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from tests.support import leaks
+
 BIN = Path(sys.executable).parent
 COMMAND_TIMEOUT_S = 300
 
@@ -26,7 +28,7 @@ class Home:
     def __init__(self, *, images: Path | None = None, settings: str = "", prefix: tuple[str, ...] = ()) -> None:
         self._command = (*prefix, str(BIN / "banger"))
         # short, for the sake of socket paths
-        self.root = Path(tempfile.mkdtemp(prefix=prefix()))
+        self.root = Path(tempfile.mkdtemp(prefix=leaks.prefix()))
         self.env = {
             **os.environ,
             "BANGER_STATE_DIR": str(self.root / "state"),
