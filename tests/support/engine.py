@@ -25,6 +25,10 @@ VMM = str(Path(sys.executable).parent / "banger-vmm")
 HEALTHY_S = 90.0
 
 
+class Panicked(Exception):
+    """The guest's kernel gave up before the agent answered."""
+
+
 class _Connection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
@@ -133,17 +137,42 @@ class Engine:
     def start(self) -> None:
         self.must("PUT", "/actions", {"action_type": "InstanceStart"})
 
-    def until_healthy(self) -> None:
-        async def healthy() -> None:
-            async with asyncio.timeout(HEALTHY_S):
-                while True:
-                    try:
-                        await Guest(self.vsock).health(timeout=5)
-                        return
-                    except BangerError:
-                        await asyncio.sleep(0.1)
+    def boot(self, *words: str, **more: Any) -> None:
+        """Launch, configure, start, and wait until the guest is healthy.
 
-        asyncio.run(healthy())
+        A kernel that panics while it boots under emulation, as happens once in many boots, is booted again.
+        """
+        for again in (True, True, False):
+            self.launch(*words)
+            self.configure(**more)
+            self.start()
+            try:
+                self.until_healthy()
+                return
+            except Panicked:
+                if not again:
+                    raise
+                self.api.unlink(missing_ok=True)
+
+    def until_healthy(self) -> None:
+        """Wait for the agent's answer. Raises `Panicked`, and AssertionError with the console's end."""
+        asyncio.run(self._healthy())
+
+    async def _healthy(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + HEALTHY_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                await Guest(self.vsock).health(timeout=5)
+                return
+            except BangerError:
+                await asyncio.sleep(0.1)
+        logs = [self.console, *self.directory.glob("serial.log")]
+        said = "".join(path.read_text(errors="replace")[-3000:] for path in logs)
+        if "Kernel panic" in said:
+            self.process.wait(10)
+            raise Panicked(said)
+        raise AssertionError(f"the guest did not become healthy:\n{said}\n{self.log.read_text()[-1000:]}")
 
     def shell(self, script: str, *, status: int = 0) -> str:
         """What a shell script in the guest prints."""

@@ -28,7 +28,8 @@ sys.path.insert(0, "{source}")
 sys.argv += ["--accelerator-cache", os.environ.get("FAKE_ACCELERATORS", "{directory}/tcg.json")]
 from banger.qemu.entry import _without_tls
 _without_tls()
-from banger.qemu import main, vmm
+from banger.qemu import api, main, vmm
+api.API_VERSION = "{version}"
 from banger.qemu.vsock.host import Host
 if {hangs}:
     state, pause, resume, accept = dict(paused=False, deaf=[]), vmm.Vmm.pause, vmm.Vmm.resume, Host.accept

@@ -54,15 +54,12 @@ def engine(images: Path, name: str) -> Iterator[Engine]:
     made = Engine(images, program=program(name), raw=True)
     try:
         data = made.disk("data.raw", 16)
-        made.launch()
         drives = [
             *made.configuration()["drives"],
             {"drive_id": "data", "path_on_host": str(data), "is_root_device": False, "is_read_only": False},
         ]
         balloon = {"amount_mib": 0, "deflate_on_oom": False, "stats_polling_interval_s": 1}
-        made.configure(drives=drives, balloon=balloon, metrics={"metrics_path": str(made.directory / "metrics")})
-        made.start()
-        made.until_healthy()
+        made.boot(drives=drives, balloon=balloon, metrics={"metrics_path": str(made.directory / "metrics")})
         yield made
     finally:
         made.close()

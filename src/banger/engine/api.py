@@ -4,14 +4,16 @@ import asyncio
 import socket
 import struct
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from banger.model.errors import CommandFailed, GuestUnreachable, Timeout
-from banger.model.firecracker import Document, Error, InstanceInfo
+from banger.model.firecracker import Document, Error, FirecrackerVersion, InstanceInfo
 from banger.system.http import Response, request
 
 CALL_TIMEOUT_S = 10.0
+T = TypeVar("T", bound=Document)
 
 
 class EngineUnreachable(GuestUnreachable):
@@ -62,10 +64,18 @@ class EngineApi:
         finally:
             writer.close()
 
+    async def version(self) -> str:
+        """GET /version: the release of the API that the engine honours."""
+        return self._decoded(await self.call("GET", "/version"), FirecrackerVersion).firecracker_version
+
     async def info(self) -> InstanceInfo:
         """GET /: the engine's name, version, VM id and state."""
+        return self._decoded(await self.call("GET", "/"), InstanceInfo)
+
+    @staticmethod
+    def _decoded(body: bytes, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(await self.call("GET", "/"), type=InstanceInfo, strict=True)
+            return msgspec.json.decode(body, type=kind)
         except msgspec.DecodeError as error:
             raise EngineUnreachable(f"the engine answered nonsense: {error}") from error
 

@@ -114,15 +114,12 @@ def root_first(config: Configuration) -> list[Drive]:
 
 
 def _drives(config: Configuration, handles: Handles) -> Iterator[str]:
-    fdset = 0
     for number, drive in enumerate(root_first(config)):
         layers = handles.drives[drive.drive_id]
-        fdsets = list(range(fdset, fdset + len(layers)))
-        fdset += len(layers)
-        for layer, number_of_set in zip(layers, fdsets, strict=True):
-            yield from ("-add-fd", f"fd={layer.fd},set={number_of_set}")
+        for layer in layers:
+            yield from ("-add-fd", f"fd={layer.fd},set={layer.fd}")
         name = f"disk{number}"
-        yield from ("-blockdev", json.dumps(block_node(name, drive, layers, fdsets)))
+        yield from ("-blockdev", json.dumps(block_node(name, drive, layers, [layer.fd for layer in layers])))
         device = drive_device(drive.drive_id)
         yield from ("-device", f"virtio-blk-pci,drive={name},id={device},serial={drive.drive_id[:20]}")
 

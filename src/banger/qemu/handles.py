@@ -14,6 +14,7 @@ from banger.qemu.machine import Configuration
 from banger.system.tap import open_tap
 
 _OTHERS_READ = 0o004
+_HEAD = 0x210
 
 
 class Handles:
@@ -33,7 +34,10 @@ class Handles:
     def names(self) -> dict[str, str]:
         """What QEMU calls a descriptor, and what the person called the file."""
         files = zip((self.kernel, self.initrd), self._paths, strict=True)
-        return {f"/proc/self/fd/{fd}": path for fd, path in files if fd >= 0}
+        layers = [layer for layers in self.drives.values() for layer in layers]
+        return {f"/proc/self/fd/{fd}": path for fd, path in files if fd >= 0} | {
+            f"/dev/fdset/{layer.fd}": layer.path for layer in layers
+        }
 
     def keep_drives(self) -> dict[str, list[Layer]]:
         """The drives' layers, from here on the caller's to close."""
@@ -69,6 +73,19 @@ def open_drive(drive: Drive, backing_files: Collection[str]) -> list[Layer]:
     """The drive's layers, topmost first. Raises `Invalid`."""
     assert drive.path_on_host is not None
     return open_layers(drive.path_on_host, read_only=drive.is_read_only is True, backing_files=backing_files)
+
+
+def is_elf(kernel: int) -> bool:
+    """Whether the kernel is an uncompressed ELF, which the firmware enters directly; else it is a bzImage.
+
+    Raises `Invalid` when it is neither: QEMU would run whatever it is.
+    """
+    head = os.pread(kernel, _HEAD, 0)
+    if head.startswith(b"\x7fELF"):
+        return True
+    if head[0x202:0x206] == b"HdrS":  # Linux, Documentation/arch/x86/boot.rst
+        return False
+    raise Invalid("The kernel is neither an uncompressed ELF nor a bzImage")
 
 
 def _readable(path: str, what: str) -> int:

@@ -15,15 +15,6 @@ _NET = {
 }
 
 
-def is_elf(path: str) -> bool:
-    """Whether the kernel is an uncompressed ELF, which the firmware enters directly."""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(4) == b"\x7fELF"
-    except OSError:
-        return False
-
-
 def tsc_khz() -> int:
     """The host's TSC rate in kHz: as the kernel tells, else from the CPU's name, else its clock; 0: unknown."""
     told = Path("/sys/devices/system/cpu/cpu0/tsc_freq_khz")

@@ -33,6 +33,14 @@ def _backend(drive_id: str) -> str:
     return f"{_DEVICES}/{drive_device(drive_id)}/virtio-backend"
 
 
+def _named(error: BangerError, layers: list[Layer], fdsets: list[int]) -> BangerError:
+    """The error with the names that the person gave for the descriptors that QEMU got."""
+    message = error.message
+    for layer, fdset in zip(layers, fdsets, strict=False):
+        message = message.replace(f"/dev/fdset/{fdset}", layer.path)
+    return type(error)(message, hint=error.hint)
+
+
 class Live:
     """A running machine's devices, through its monitor."""
 
@@ -46,12 +54,14 @@ class Live:
     async def begin(self, drives: list[Drive], layers: dict[str, list[Layer]], balloon: Balloon | None) -> None:
         """Before the guest's first instruction: what the command line cannot say.
 
-        The command line has made the nodes disk0, disk1 and so on, in the order of `drives`.
+        The command line has made the nodes disk0, disk1 and so on, in the order of `drives`, and sets of descriptors
+        with the numbers of the layers' own. Owns `layers`.
         """
         self._made = len(drives)
         self._layers |= layers
         for number, drive in enumerate(drives):
             self._nodes[drive.drive_id] = f"disk{number}"
+            self._fdsets[drive.drive_id] = [layer.fd for layer in layers[drive.drive_id]]
             if drive.rate_limiter is not None:
                 await self.limit(drive.drive_id, drive.rate_limiter)
         if balloon is not None and balloon.stats_polling_interval_s:
@@ -80,11 +90,11 @@ class Live:
                 fdsets.append(await self._qmp.add_fd(layer.fd))
             await self._qmp.execute("blockdev-add", **block_node(name, drive, layers, fdsets))
             await self._swap(drive, name, before)
-        except BangerError:
+        except BangerError as error:
             await self._forget(name, fdsets)
             close_layers(layers)
-            raise
-        await self._forget(before, self._fdsets.get(drive.drive_id, []))
+            raise _named(error, layers, fdsets) from error
+        await self._forget(before, self._fdsets[drive.drive_id])
         close_layers(self._layers[drive.drive_id])
         self._nodes[drive.drive_id] = name
         self._layers[drive.drive_id] = layers

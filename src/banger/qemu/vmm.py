@@ -18,8 +18,8 @@ from banger.model.errors import BangerError, CommandFailed, Invalid
 from banger.model.firecracker import PartialDrive, Vsock
 from banger.qemu.argv import BOOT_DONE, HostFacts, Wiring, qemu_argv, root_first
 from banger.qemu.confine import confined
-from banger.qemu.handles import Handles, open_drive, open_handles
-from banger.qemu.host import cpu_seconds, is_elf, net_metrics, tsc_khz
+from banger.qemu.handles import Handles, is_elf, open_drive, open_handles
+from banger.qemu.host import cpu_seconds, net_metrics, tsc_khz
 from banger.qemu.live import Live
 from banger.qemu.machine import Configuration
 from banger.qemu.outputs import open_output
@@ -87,6 +87,8 @@ class Vmm:
             await self._clean_up()
             if isinstance(error, Invalid):
                 raise
+            if config.machine.huge_pages == "2M":
+                words += " (2M huge pages are asked for; /proc/sys/vm/nr_hugepages says how many there are)"
             raise CommandFailed(f"the VM did not start: {words}") from error
         log.info("running on %s (%s)", verdict["accelerator"], verdict["reason"])
 
@@ -103,8 +105,7 @@ class Vmm:
             theirs.append(timer_end)
             wiring = wiring._replace(boot_timer=timer_end.fileno())
             self._tasks.append(asyncio.create_task(self._time_boot(timer)))
-        kernel = config.boot.kernel_image_path if config.boot else ""
-        facts = HostFacts(accelerator, tsc_khz(), is_elf(kernel))
+        facts = HostFacts(accelerator, tsc_khz(), is_elf(handles.kernel))
         argv = qemu_argv(program, self._options.vm_id, config, handles, wiring, facts)
         self._open_console(config, serial)
         self._child = await spawn(

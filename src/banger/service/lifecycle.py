@@ -96,6 +96,9 @@ class Lifecycle:
             vm, machine = await self._launch(engine, vm)
         async with job.stage("configure"):
             api = EngineApi(self._paths.vm(vm.id).api_socket)
+            if vm.engine == "firecracker":
+                # what runs may be another release than the one that was asked for its version
+                vm = msgspec.structs.replace(vm, engine_version=await api.version())
             for method, path, body in payload.configuration(machine):
                 await api.call(method, path, body)
         await self._until_healthy(job, vm, api)

@@ -124,13 +124,13 @@ def test_qemu_opens_nothing_of_ours_by_name() -> None:
     config.nic("tap7")
     words = argv(config)
     assert not any(path in word for word in words for path in ("/r.qcow2", "/base.ext4", "/d.raw", "/k", "tap7"))
-    assert values(words, "-add-fd") == ["fd=31,set=0", "fd=32,set=1", "fd=30,set=2"]
+    assert values(words, "-add-fd") == ["fd=31,set=31", "fd=32,set=32", "fd=30,set=30"]
     assert values(words, "-kernel") == ["/proc/self/fd/20"]
     overlay, plain = nodes(config)
-    assert (overlay["driver"], overlay["file"]["filename"], overlay["read-only"]) == ("qcow2", "/dev/fdset/0", False)
+    assert (overlay["driver"], overlay["file"]["filename"], overlay["read-only"]) == ("qcow2", "/dev/fdset/31", False)
     backing = overlay["backing"]
-    assert (backing["driver"], backing["file"]["filename"], backing["read-only"]) == ("raw", "/dev/fdset/1", True)
-    assert (plain["driver"], plain["file"]["filename"], plain["cache"]) == ("raw", "/dev/fdset/2", {"no-flush": False})
+    assert (backing["driver"], backing["file"]["filename"], backing["read-only"]) == ("raw", "/dev/fdset/32", True)
+    assert (plain["driver"], plain["file"]["filename"], plain["cache"]) == ("raw", "/dev/fdset/30", {"no-flush": False})
 
 
 def test_any_id_that_the_api_takes_can_be_a_device() -> None:
