@@ -1,5 +1,6 @@
-"""`make bench`: every figure of docs/performance.md, as medians of 5 in one run; JSON beside, a table on stdout.
+"""`make bench`: every figure of docs/performance.md, as medians in one run; JSON beside, tables on stdout.
 
+`python -m bench engine` measures only banger-vmm itself, `python -m bench spine` only all the rest.
 BANGER_TEST_IMAGES names a directory with a bootstrapped `debian` image; without it one is built.
 """
 
@@ -14,22 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.home import BIN, Home
+from tests.support.leaks import mark_this_run
 
+from bench import engine
 from bench.byhand import boot_by_hand
 
 ROUNDS = 5
-RESULTS = Path(__file__).parent / "results" / "spine.json"
+RESULTS = Path(__file__).parent / "results"
+PARTS = ("spine", "engine")
 
 
 def seconds(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
-
-
-def pss_mib(pid: int) -> float:
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(rollup.split("Pss:")[1].split()[0]) / 1024
 
 
 def boots(home: Home, image: Path) -> dict[str, list[float]]:
@@ -42,7 +41,7 @@ def boots(home: Home, image: Path) -> dict[str, list[float]]:
         found["create"].append(seconds(lambda name=name: home.run("vm", "create", "--name", name)))  # type: ignore[misc]
         vm = home.json("vm", "show", name)
         found["fresh_disk_mib"].append(vm["disk_allocated_bytes"] / 2**20)
-        found["engine_pss_mib"].append(pss_mib(vm["engine_pid"]))
+        found["engine_pss_mib"].append(engine.pss_mib(vm["engine_pid"]))
         home.run("vm", "delete", "--yes", name)
         found["by_hand"].append(boot_by_hand(image, boot_args, vm["accelerator"]))
     return found
@@ -62,10 +61,10 @@ def commands(home: Home) -> dict[str, list[float]]:
     for _ in range(3 * ROUNDS):
         for name, work in asked.items():
             found[name].append(seconds(work))
-    found["daemon_pss_mib"] = [pss_mib(home.daemon_pid())]
+    found["daemon_pss_mib"] = [engine.pss_mib(home.daemon_pid())]
     script = "head -c 104857600 /dev/zero"
     found["exec_100_mib"] = [seconds(lambda: home.run("vm", "exec", "one", "--", "sh", "-c", script)) for _ in range(3)]
-    found["engine_pss_after_mib"] = [pss_mib(home.json("vm", "show", "one")["engine_pid"])]
+    found["engine_pss_after_mib"] = [engine.pss_mib(home.json("vm", "show", "one")["engine_pid"])]
     return found
 
 
@@ -88,21 +87,36 @@ def table(found: dict[str, list[float]]) -> str:
     return "\n".join(["| what | median |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def main() -> int:
+def spine(home: Home) -> tuple[dict[str, Any], str]:
+    image = (home.state / "images" / "debian").resolve()
+    found = boots(home, image) | commands(home)
+    return found, table(found)
+
+
+def of_engine(home: Home) -> tuple[dict[str, Any], str]:
+    found = engine.measure((home.state / "images").resolve())
+    return found, engine.table(found)
+
+
+def main(parts: list[str]) -> int:
+    if unknown := set(parts) - set(PARTS):
+        print(f"not measured here: {', '.join(sorted(unknown))}; there is: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    mark_this_run()
     given = os.environ.get("BANGER_TEST_IMAGES")
     home = Home(images=Path(given) if given else None)
     try:
         if not given:
             home.run("image", "bootstrap", "debian")
-        image = (home.state / "images" / "debian").resolve()
-        found: dict[str, Any] = boots(home, image) | commands(home)
+        RESULTS.mkdir(exist_ok=True)
+        for part in parts or PARTS:
+            found, shown = spine(home) if part == "spine" else of_engine(home)
+            (RESULTS / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")
+            print(f"{shown}\n", flush=True)
     finally:
         home.close()
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -25,10 +25,6 @@ class Terminal:
         self._thread.start()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def shown(self) -> str:
         return b"".join(self._parts).decode(errors="replace")
 
@@ -41,9 +37,6 @@ class Terminal:
         with contextlib.suppress(OSError):
             while data := os.read(self._master, 65536):
                 self._parts.append(data)
-
-    def type(self, words: str) -> None:
-        os.write(self._master, words.encode())
 
     def wait(self, true: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -108,14 +109,7 @@ class _Process:
     async def _serve(self, path: Path) -> AsyncIterator[None]:
         from banger.qemu.logs import log
 
-        _check_socket(path)
-        mask = os.umask(0o177)
-        try:
-            listener = await asyncio.start_unix_server(self._server.connection, path)
-        except OSError as error:
-            raise HostRequirement(f"cannot listen on {path}: {error.strerror}") from error
-        finally:
-            os.umask(mask)
+        listener = await asyncio.start_unix_server(self._server.connection, sock=_listen(path))
         log.info("banger-vmm %s serves %s", __version__, path)
         try:
             yield
@@ -170,8 +164,18 @@ class _Process:
         self._metrics.gauge("api_server", "process_startup_time_cpu_us", used)
 
 
-def _check_socket(path: Path) -> None:
+def _listen(path: Path) -> socket.socket:
+    """Bind and, with nothing between that could take time, listen: whoever sees the file can connect. Mode 0600."""
     if len(os.fsencode(path)) > SOCKET_PATH_MAX:
         raise Invalid(f"the socket's path is longer than {SOCKET_PATH_MAX} bytes: {path}", hint="choose a shorter one")
     if path.exists() or path.is_symlink():
         raise Conflict(f"{path} exists already", hint="another VM may use it; if none does, remove it")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # Linux gives the file the mode of the socket's inode
+        listener.bind(str(path))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise HostRequirement(f"cannot listen on {path}: {error.strerror}") from error
+    return listener
