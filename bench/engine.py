@@ -21,6 +21,7 @@ _LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \|\s*(\S+)")
 # Of modules that are, or may be, among the slowest: what they are needed for
 WHY = {
     "argparse": "the command line's options",
+    "_ast": "inspect needs it, by ast",
     "ast": "inspect needs it",
     "asyncio.base_events": "the event loop",
     "asyncio.events": "the event loop's interface",
@@ -75,7 +76,7 @@ WHY = {
 
 
 @contextmanager
-def _compiled() -> Iterator[None]:
+def compiled() -> Iterator[None]:
     """Modules are compiled once, as after an installation, whatever the environment says."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="bb-") as directory:
@@ -191,12 +192,7 @@ def _imports() -> dict[str, dict[str, float]]:
 
 def measure(images: Path) -> dict[str, Any]:
     """Everything; `images` holds the image `debian`."""
-    with _compiled():
-        _ending(images)  # compiles all that is ever imported
-        return _measure(images)
-
-
-def _measure(images: Path) -> dict[str, Any]:
+    _ending(images)  # compiles all that is ever imported
     bare = [str(BIN / "python"), "-c", "pass"]
     found: dict[str, Any] = {"bare_s": [], "first_answer_s": []}
     for _ in range(STARTS):

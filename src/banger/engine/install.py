@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from banger.engine.archive import unpack
 from banger.engine.releases import (
     RELEASES,
     Release,
@@ -26,7 +25,6 @@ from banger.model.engine import EngineInstalled, EngineInstallSpec, EngineRecord
 from banger.model.errors import Busy, Conflict, HostRequirement, Invalid, NotFound
 from banger.model.progress import Progress
 from banger.paths import EnginePaths, Paths
-from banger.system.download import download
 from banger.system.files import in_thread, remove_tree, sync_path, write_new
 
 NAME = "firecracker"
@@ -105,6 +103,8 @@ async def install(paths: Paths, plan: Plan, progress: Progress) -> EngineInstall
     What a failure or a cancellation leaves is at most the part of the archive that came, in the cache.
     Raises `Invalid` (a wrong digest or archive), `Conflict` (installed from another archive), what `download` does.
     """
+    from banger.engine.archive import unpack  # here, as in _fetch: 5 MiB that a daemon seldom needs
+
     where = paths.engine(NAME, plan.version)
     if where.directory.exists():
         return _already(where, plan, progress)
@@ -160,6 +160,7 @@ async def _archive(paths: Paths, plan: Plan, directory: Path, progress: Progress
 
 async def _fetch(url: str, target: Path, stage: str, progress: Progress) -> bool:
     """Fetch the archive; returns whether a part of it was there before."""
+    from banger.system.download import download
 
     def told(done: int, total: int | None) -> None:
         progress.progress(done, total, "bytes")

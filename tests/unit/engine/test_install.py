@@ -131,7 +131,7 @@ def test_a_file_on_this_host_is_installed_and_left_where_it_is(bench: Bench, tmp
 
 
 def test_a_wrong_digest_is_found_before_anything_is_unpacked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "unpack", lambda *_: pytest.fail("unpacked before it was verified"))
+    monkeypatch.setattr("banger.engine.archive.unpack", lambda *_: pytest.fail("unpacked before it was verified"))
     with pytest.raises(Invalid, match="not the one that is expected") as failure:
         bench.install(sha256="ab" * 32)
     assert failure.value.details["found"] == f"sha256:{sha256(bench.content)}"
