@@ -1,6 +1,7 @@
 """What the API changes while the guest runs: drives, balloon, and what QEMU has measured."""
 
 import contextlib
+import logging
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from banger.qemu.argv import BALLOON, drive_device
 from banger.qemu.disks import Layer, block_node, close_layers, io_limits
 from banger.qemu.qmp import Qmp
 
+log = logging.getLogger("banger-vmm")
 MIB = 1 << 20
 PAGES_PER_MIB = 256
 _DEVICES = "/machine/peripheral"
@@ -69,6 +71,9 @@ class Live:
 
     async def limit(self, drive_id: str, limiter: RateLimiter | None) -> None:
         """Set a drive's limits."""
+        buckets = (limiter.bandwidth, limiter.ops) if limiter else ()
+        if any(bucket is not None and bucket.one_time_burst for bucket in buckets):
+            log.warning("drive %s: one_time_burst is not granted: QEMU has no such burst", drive_id)
         await self._qmp.throttle(_backend(drive_id), io_limits(limiter))
 
     async def reopen(self, drive: Drive, layers: list[Layer]) -> None:
