@@ -378,13 +378,14 @@ def test_a_machine_from_a_file_without_an_api(images: Path) -> None:
         ({"drivez": []}, "drivez"),
         ({"vsock": {"guest_cid": 3, "uds_path": "/no/such/directory/v.sock"}}, "/no/such/directory/v.sock"),
         ({"boot-source": None}, "boot-source is missing"),
+        ({"boot-source": {"kernel_image_path": "/etc/passwd"}}, "neither an uncompressed ELF nor a bzImage"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(images: Path, change: dict[str, object], said: str) -> None:
     made = Engine(images)
     try:
         (made.directory / "vm.json").write_text(json.dumps(made.configuration() | change))
-        made.launch("--no-api", "--config-file", "vm.json", api=False)
+        made.launch("--no-api", "--config-file", "vm.json", "--boot-timer", api=False)
         assert made.process is not None
         assert made.process.wait(30) == 2
         errors = [line for line in made.log.read_text().splitlines() if line.startswith("error: ")]

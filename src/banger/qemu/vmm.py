@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from banger.qemu.vsock.service import VsockService
 
 KEPT_LINES = 20
+LOGGED_LINES = 500
+LINE_MAX = 4096
 log = logging.getLogger("banger-vmm")
 
 
@@ -55,6 +57,7 @@ class Vmm:
         self._child: asyncio.subprocess.Process | None = None
         self._words: deque[str] = deque(maxlen=KEPT_LINES)
         self._tasks: list[asyncio.Task[None]] = []
+        self._timing: asyncio.Task[None] | None = None
         self._relay: SerialRelay | None = None
         self._vsock: VsockService | None = None
         self.qmp, self.live = self._monitor()
@@ -104,7 +107,8 @@ class Vmm:
             timer, timer_end = self._pair()
             theirs.append(timer_end)
             wiring = wiring._replace(boot_timer=timer_end.fileno())
-            self._tasks.append(asyncio.create_task(self._time_boot(timer)))
+            self._timing = asyncio.create_task(self._time_boot(timer))
+            self._stack.callback(self._timing.cancel)
         facts = HostFacts(accelerator, tsc_khz(), is_elf(handles.kernel))
         argv = qemu_argv(program, self._options.vm_id, config, handles, wiring, facts)
         self._open_console(config, serial)
@@ -115,14 +119,16 @@ class Vmm:
         )
         for end in theirs:
             end.close()
-        reading = asyncio.create_task(self._read_stderr(self._child, handles.names()))
+        assert self._child.stderr is not None
+        reading = asyncio.create_task(self._read_words(self._child.stderr, handles.names()))
+        self._tasks.append(reading)
         await self._connect(qmp, self._child, reading)
         self._stack.callback(self.live.close)
         await self.live.begin(root_first(config), handles.keep_drives(), config.balloon)
         if config.balloon is not None and config.balloon.amount_mib:
             await self.live.inflate(config.machine.mem_size_mib, config.balloon.amount_mib)
         await self.resume()
-        self._tasks += [reading, asyncio.create_task(self._watch(self._child, reading))]
+        self._tasks.append(asyncio.create_task(self._watch(self._child, reading)))
 
     def _pair(self) -> tuple[socket.socket, socket.socket]:
         ours, theirs = socket.socketpair()
@@ -170,15 +176,22 @@ class Vmm:
                 task.cancel()
             await asyncio.gather(connecting, dying, return_exceptions=True)
 
-    async def _read_stderr(self, child: asyncio.subprocess.Process, names: Mapping[str, str]) -> None:
-        """QEMU's complaints, with the names that the person gave for the descriptors that QEMU got."""
-        assert child.stderr is not None
-        while line := await child.stderr.readline():
+    async def _read_words(self, stream: asyncio.StreamReader, names: Mapping[str, str]) -> None:
+        """QEMU's complaints, with the names that the person gave for the descriptors that QEMU got.
+
+        A guest can make QEMU complain: lines are cut, and after the first ones no more are logged.
+        """
+        said = 0
+        async for line in _lines(stream):
             words = line.decode(errors="replace").strip()
             for ours, theirs in names.items():
                 words = words.replace(ours, theirs)
             self._words.append(words)
-            log.warning("qemu: %s", words)
+            said += 1
+            if said <= LOGGED_LINES:
+                log.warning("qemu: %s", words)
+        if said > LOGGED_LINES:
+            log.warning("qemu: %d more lines were not logged", said - LOGGED_LINES)
 
     async def _watch(self, child: asyncio.subprocess.Process, reading: asyncio.Task[None]) -> None:
         status = await child.wait()
@@ -257,6 +270,19 @@ class Vmm:
         self._stack.close()
         self._child, self._tasks = None, []
         self.qmp, self.live = self._monitor()
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of at most LINE_MAX bytes; a longer one comes in pieces."""
+    rest = b""
+    while chunk := await stream.read(LINE_MAX):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) >= LINE_MAX:
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            yield line[:LINE_MAX]
+    if rest:
+        yield rest
 
 
 _VSOCK = ("rx_bytes", "tx_bytes", "rx_packets", "tx_packets")
