@@ -17,7 +17,7 @@ from banger.engine.select import Accelerator, Engine
 from banger.model.errors import CommandFailed
 from banger.model.vm import EngineProcess
 from banger.paths import Paths
-from banger.system.host import boot_id, start_ticks
+from banger.system.host import boot_id, command_lines, start_ticks
 from tests.unit.engine.test_jail import MACHINE
 
 ANSWERS = """
@@ -107,7 +107,7 @@ def test_an_engine_that_dies_is_told_with_its_last_words(paths: Paths) -> None:
 
 
 def sleepers(paths: Paths) -> list[int]:
-    return [p.pid for p in psutil.process_iter() if str(paths.vm(MACHINE.id).api_socket) in (p.cmdline() or [])]
+    return [pid for pid, argv in command_lines().items() if str(paths.vm(MACHINE.id).api_socket) in argv]
 
 
 def test_an_engine_that_never_answers_is_ended(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
