@@ -34,8 +34,37 @@ def load_settings(path: Path | None = None) -> Settings:
     """Read the settings; a missing file means the defaults. Raises `Invalid` naming the file and the key."""
     path = path or config_path()
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Settings)
+        return msgspec.convert(_read(path), type=Settings)
+    except msgspec.ValidationError as error:
+        raise _unusable(path, error) from error
+
+
+def setting_origins(path: Path | None = None) -> dict[str, str]:
+    """Where each setting's value comes from: `default`, or the file that gives it. Raises as `load_settings`."""
+    path = path or config_path()
+    load_settings(path)
+    given = _read(path)
+    return {name: str(path) if name in given else "default" for name in Settings.__struct_fields__}
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        given: dict[str, object] = msgspec.toml.decode(path.read_bytes(), type=dict[str, object])
     except FileNotFoundError:
-        return Settings()
-    except (msgspec.ValidationError, msgspec.DecodeError, OSError) as error:
-        raise Invalid(f"cannot use {path}: {error}", hint="docs/configuration.md lists every key") from error
+        return {}
+    except (msgspec.DecodeError, OSError, UnicodeDecodeError) as error:
+        raise _unusable(path, error) from error
+    for name in given:
+        if name not in Settings.__struct_fields__:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, Settings.__struct_fields__, n=1)
+            raise Invalid(
+                f"cannot use {path}: there is no setting {name!r}",
+                hint=f"did you mean {near[0]}?" if near else "docs/configuration.md lists every key",
+            )
+    return given
+
+
+def _unusable(path: Path, error: Exception) -> Invalid:
+    return Invalid(f"cannot use {path}: {error}", hint="docs/configuration.md lists every key")
