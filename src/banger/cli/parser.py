@@ -13,6 +13,7 @@ NOUNS = {
     "vm": "virtual machines: create, list, show, start, stop, restart, delete, exec, health, logs",
     "image": "images: bootstrap, list, show",
     "engine": "what runs the machines: list, install, remove",
+    "config": "settings: show",
     "operation": "what the daemon is doing and has done: list, show, wait, cancel",
     "daemon": "the background process: run, status, stop",
     "version": "versions of banger and its daemon",
