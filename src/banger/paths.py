@@ -60,6 +60,21 @@ class VmPaths(NamedTuple):
         return self.state / "engine.log"
 
     @property
+    def known_hosts(self) -> Path:
+        """The guest's SSH host keys, pinned at the first login."""
+        return self.state / "known_hosts"
+
+    @property
+    def opencode(self) -> Path:
+        """The credentials of the guest's opencode server."""
+        return self.state / "opencode.json"
+
+    @property
+    def console_input(self) -> Path:
+        """A named pipe: what is written to it is typed on the serial console."""
+        return self.state / "console.in"
+
+    @property
     def api_socket(self) -> Path:
         return self.runtime / "api.sock"
 

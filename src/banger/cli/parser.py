@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 from banger.model.errors import Invalid
 
 NOUNS = {
-    "vm": "virtual machines: create, list, show, start, stop, restart, delete, exec, health, logs",
+    "vm": "virtual machines: create, list, show, start, stop, delete, exec, ssh, cp, forward, ports, health, logs",
     "image": "images: bootstrap, list, show",
     "engine": "what runs the machines: list, install, remove",
     "config": "settings: show",

@@ -6,13 +6,14 @@ most 64 KiB. docs/guest.md describes the whole API.
 
 from struct import Struct
 
-AGENT_VERSION = "1"
+AGENT_VERSION = "2"
 
 AGENT_PORT = 1024  # the agent listens here, in the guest
 READY_PORT = 1025  # the host may listen here; the agent dials it once when it starts
 HOST_CID = 2  # VMADDR_CID_HOST, <linux/vm_sockets.h>
 
 EXEC_UPGRADE = "banger-exec"  # the Upgrade token of POST /exec
+FILES_UPGRADE = "banger-files"  # the Upgrade token of POST /files
 READY_WORD = b"ready"  # the dial-in line is b"ready <boot id>\n"
 
 STDIN = 0  # host to guest: bytes; empty is end of file

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from banger.cli.commands import vm_access
 from banger.cli.connect import add_name, client, name_of, required_name
 from banger.cli.parser import Handler, Parser, Verbs
 from banger.model.errors import Cancelled, Invalid
@@ -16,6 +17,7 @@ def register(parser: Parser) -> None:
     add_name(verbs.add("show", show, "show one VM"))
     _register_changes(verbs)
     _register_exec(verbs)
+    vm_access.register(verbs)
     add_name(verbs.add("health", health, "check a VM now: engine, agent, services"))
     verb = verbs.add("logs", logs, "print the end of a VM's console log")
     add_name(verb)
