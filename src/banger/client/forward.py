@@ -10,39 +10,24 @@ Each connection gets a tunnel of its own. One that cannot be opened costs that c
 
 import asyncio
 import contextlib
-import errno
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from banger.client.loopback import Forward, listen
 from banger.client.tunnel import Tunnel
-from banger.model.errors import BangerError, Conflict, HostRequirement, Invalid, NotFound
+from banger.model.errors import BangerError, Conflict, Invalid, NotFound
 
 CONNECTIONS_MAX = 240  # open at once; the agent serves 256, exec and health among them
-CHUNK = 256 * 1024
-_BACKLOG = 128
+CHUNK = 64 * 1024  # of each direction of each connection
 _RETRY_S = 1.0
 _YIELD_BYTES = 1 << 20  # a busy connection lets the others run this often
-_FREE_PORT_TRIES = 20
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
 
 OpenTunnel = Callable[[str, int], Awaitable[Tunnel]]
-
-
-@dataclass(frozen=True)
-class Forward:
-    """Local port `local_port` (0: a free one) leads to `port` of `host`, a host as the guest sees it."""
-
-    local_port: int
-    host: str
-    port: int
-
-    @property
-    def local(self) -> str:
-        return f"127.0.0.1:{self.local_port}"
 
 
 @dataclass
@@ -179,7 +164,7 @@ def _closing_on_failure(stream: socket.socket) -> Iterator[None]:
 
 
 async def join(client: socket.socket, tunnel: Tunnel, traffic: Traffic) -> None:
-    """Carry bytes both ways until both have ended, or one has failed: then the client sees a reset."""
+    """Carry bytes both ways until both directions have ended. Cut short, the client sees a reset."""
 
     def up(count: int) -> None:
         traffic.up += count
@@ -187,12 +172,17 @@ async def join(client: socket.socket, tunnel: Tunnel, traffic: Traffic) -> None:
     def down(count: int) -> None:
         traffic.down += count
 
+    whole = False
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_pump(client, tunnel.stream, b"", up))
             group.create_task(_pump(tunnel.stream, client, tunnel.early, down))
+        whole = True
     except* OSError:
-        reset(client)
+        pass  # one of the two has left in the middle
+    finally:
+        if not whole:
+            reset(client)
 
 
 async def _pump(source: socket.socket, sink: socket.socket, early: bytes, count: Callable[[int], None]) -> None:
@@ -218,67 +208,3 @@ def reset(client: socket.socket) -> None:
     """Let the close of a TCP connection be seen as a failure, not as the end of what was asked for."""
     with contextlib.suppress(OSError):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-
-
-def listen(forward: Forward) -> tuple[Forward, list[socket.socket]]:
-    """Listeners on 127.0.0.1 and, where the host has it, ::1; a local port of 0 becomes a number.
-
-    Raises `Conflict` when another program has the port, `HostRequirement`.
-    """
-    for last in (False,) * (_FREE_PORT_TRIES - 1) + (True,):
-        listeners: list[socket.socket] = []
-        port = forward.local_port
-        try:
-            for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-                if (listener := _bind(family, address, port)) is not None:
-                    listeners.append(listener)
-                    port = listener.getsockname()[1]
-            return replace(forward, local_port=port), listeners
-        except OSError as error:
-            for listener in listeners:
-                listener.close()
-            if forward.local_port or last or error.errno != errno.EADDRINUSE:
-                raise _cannot_bind(forward.local_port, error) from error
-    raise AssertionError("the last try returns or raises")
-
-
-def _bind(family: int, address: str, port: int) -> socket.socket | None:
-    """None when the host has no IPv6."""
-    try:
-        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError:
-        if family == socket.AF_INET6:
-            return None
-        raise
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        if family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
-            return None
-        raise
-    return listener
-
-
-def _cannot_bind(port: int, error: OSError) -> BangerError:
-    if error.errno == errno.EADDRINUSE:
-        return Conflict(f"local port {port} is taken{_owner(port)}", hint="choose another: LOCAL:GUEST, or 0:GUEST")
-    if error.errno == errno.EACCES:
-        return HostRequirement(
-            f"local port {port} needs a privilege that you do not have",
-            hint="choose one from 1024 on, like 8080:80",
-        )
-    return HostRequirement(f"cannot listen on local port {port}: {error.strerror}")
-
-
-def _owner(port: int) -> str:
-    """` by NAME (pid N)` of the process that listens on a port, if we may know."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error, OSError):
-        for found in psutil.net_connections("tcp"):
-            if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid:
-                return f" by {psutil.Process(found.pid).name()} (pid {found.pid})"
-    return ""

@@ -66,7 +66,7 @@ def upgrade(vm: VmDocument, path: str, token: str, document: Mapping[str, object
 
 
 def get_document(vm: VmDocument, path: str) -> dict[str, Any]:
-    """The JSON object that `GET path` answers, of at most `BODY_MAX` bytes. Raises as `dial_agent`, and `Unsupported`."""
+    """The JSON object that `GET path` answers. Raises as `dial_agent`; `Unsupported` when the agent is too old."""
     deadline = time.monotonic() + ANSWER_S
     stream = _ask(vm, request("GET", path, {}), b"200", deadline)
     try:
