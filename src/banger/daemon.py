@@ -23,10 +23,12 @@ from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.engines import EngineService, programs_in_use
-from banger.service.health import Monitor
+from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
+from banger.service.opencode import Opencode
 from banger.service.reconcile import Reconciler
+from banger.service.report import Reporter
 from banger.service.vms import EngineChoice, VmService
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
@@ -64,16 +66,21 @@ class Daemon:
             lock.release()
 
     async def _serve(self, listener: socket.socket, ready: int | None) -> None:
-        monitor = Monitor(self._paths, self._settings.health_period_s, self._vms.get, self._engine_ended)
+        opencode = Opencode(self._paths, self._settings)
+        checks = Checks(self._paths, opencode)
+        monitor = Monitor(checks, self._settings.health_period_s, self._vms.get, self._engine_ended)
         choice = EngineChoice(self._paths)
-        lifecycle = Lifecycle(self._paths, self._settings, self._vms, choice)
-        self._vm_service = VmService(self._paths, self._vms, self._operations, lifecycle, monitor)
+        lifecycle = Lifecycle(self._paths, self._settings, self._vms, choice, opencode, checks)
+        self._vm_service = VmService(self._paths, self._vms, self._operations, lifecycle, monitor, opencode)
         images = ImageService(self._paths, self._operations)
         await images.sweep()
         engines = EngineService(
             self._paths, self._operations, choice.accelerator, lambda: programs_in_use(self._vms.all())
         )
         await engines.sweep()
+        reporter = Reporter(
+            self._paths, self._settings, self._vms, self._operations, monitor, engines, self._vm_service.document
+        )
         await Reconciler(self._vms, self._operations, lifecycle, monitor).run()
         self._operations.forget_older(self._settings.keep_operations_days * 86400)
         services = Services(
@@ -81,6 +88,7 @@ class Daemon:
             images=images,
             engines=engines,
             operations=self._operations,
+            reporter=reporter,
             daemon_status=self._status,
             stop_daemon=self._stop.set,
         )
