@@ -30,6 +30,7 @@ def register(parser: Parser) -> None:
     add_name(verb)
     verb.add_argument("--source", choices=("console", "engine"), default="console", help="which log (default: console)")
     verb.add_argument("-n", "--lines", type=int, default=200, metavar="N", help="how many lines (default: 200)")
+    vm_access.register_plumbing(verbs)
 
 
 def _register_create(verbs: Verbs) -> None:
