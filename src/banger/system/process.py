@@ -19,7 +19,8 @@ from banger.model.errors import CommandFailed, HostRequirement, Timeout
 Session = subprocess.Popen[bytes]
 STDERR_TAIL = 4000
 _KEPT = ("HOME", "USER", "LOGNAME", "TMPDIR", "TERM", "LANG", "XDG_", "BANGER_", "PYTHON", "SSL_CERT_", "http_proxy",
-         "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # fmt: skip
+         "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+         "npm_config_registry", "NPM_CONFIG_REGISTRY")  # fmt: skip
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
