@@ -144,17 +144,18 @@ async def kill_group(child: asyncio.subprocess.Process) -> None:
 def spawn_session(
     argv: Sequence[str],
     *,
+    stdin: int | IO[bytes] | None = None,
     stdout: int | IO[bytes],
     stderr: int | IO[bytes],
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] = "/",
 ) -> Session:
-    """Start a process that outlives us, in a session of its own, with no stdin."""
+    """Start a process that outlives us, in a session of its own; no stdin unless one is given."""
     try:
         return subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=stdout,
             stderr=stderr,
             pass_fds=tuple(pass_fds),
