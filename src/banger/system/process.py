@@ -169,8 +169,8 @@ def spawn_session(
         ) from error
 
 
-def run_foreground(argv: Sequence[str], *, package: str) -> int:
-    """Run a program that the person talks to: it has our terminal, our descriptors and our whole environment.
+def run_foreground(argv: Sequence[str], *, package: str, env: Mapping[str, str] | None = None) -> int:
+    """Run a program that the person talks to: it has our terminal, our descriptors and our whole environment, or `env`.
 
     Keys that signal are the child's (Ctrl-C, Ctrl-\\, Ctrl-Z); SIGTERM and SIGHUP to us are passed on to it. Returns
     its exit status, or 128 and the number of the signal that ended it. Raises `HostRequirement` naming `package`.
@@ -186,7 +186,7 @@ def run_foreground(argv: Sequence[str], *, package: str) -> int:
     numbers = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, passed_on) for number in numbers}
     try:
-        child = subprocess.Popen([program, *argv[1:]])
+        child = subprocess.Popen([program, *argv[1:]], env=env)
         status = _wait_in_foreground(child.pid)
         child.returncode = os.waitstatus_to_exitcode(status)
     finally:
