@@ -8,9 +8,10 @@ import sys
 
 from banger.cli.connect import client, name_and_words, required_name
 from banger.client.api import Client
-from banger.client.guest import harmless, open_tunnel
+from banger.client.guest import open_tunnel
 from banger.model.documents import VmDocument
 from banger.model.errors import BangerError, Invalid
+from banger.model.text import harmless
 from banger.paths import Paths, default_paths
 
 CONNECTION_FAILED = 255  # ssh(1), "Exit status"

@@ -13,6 +13,7 @@ from typing import Any
 from banger.guest import protocol
 from banger.model.documents import VmDocument
 from banger.model.errors import BangerError, Conflict, GuestUnreachable, Invalid, Unsupported
+from banger.model.text import harmless
 
 CONNECT_S = 5.0
 ANSWER_S = 15.0
@@ -20,7 +21,6 @@ BODY_MAX = protocol.MAX_BODY
 LINE_MAX = 32  # "OK <port>\n"
 HANDSHAKE = b"CONNECT %d\n" % protocol.AGENT_PORT
 HEAD_END = b"\r\n\r\n"
-_TEXT_MAX = 500  # characters of a guest's words that are shown
 _NEXT = {"paused": "resume", "stopped": "start", "failed": "start"}
 
 
@@ -201,11 +201,6 @@ def _object(body: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
-
-
-def harmless(text: str) -> str:
-    """A guest's words on one line, for a person's terminal: no control characters, bounded."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_TEXT_MAX])
 
 
 def silent(vm: VmDocument, error: OSError) -> GuestUnreachable:

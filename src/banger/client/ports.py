@@ -2,8 +2,9 @@
 
 from typing import Any, TypedDict
 
-from banger.client.guest import get_document, harmless, unreachable
+from banger.client.guest import get_document, unreachable
 from banger.model.documents import VmDocument
+from banger.model.text import harmless
 
 _PORTS_MAX = 4096
 _ADDRESSES_MAX = 16

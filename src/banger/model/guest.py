@@ -36,6 +36,7 @@ class Health(msgspec.Struct, frozen=True):
     agent_version: Text
     hostname: Text
     services: Annotated[dict[Text, Text], Meta(max_length=64)]
+    agent_uptime_s: Annotated[float, Meta(ge=0)] | None = None
 
 
 class ExecRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

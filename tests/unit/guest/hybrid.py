@@ -31,7 +31,7 @@ async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
         sink.write_eof()
 
 
-async def _splice(agent: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def splice(agent: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One client: the handshake, then bytes both ways until the client, or the agent, has closed."""
     if await reader.readline() != b"CONNECT 1024\n":
         return
@@ -106,6 +106,6 @@ async def guest(folder: Path, *options: str, python: str = sys.executable) -> As
     front = folder / "v.sock"
     async with (
         agent(folder, *options, python=python) as inner,
-        listening(front, lambda reader, writer: _splice(inner, reader, writer)),
+        listening(front, lambda reader, writer: splice(inner, reader, writer)),
     ):
         yield Guest(front)
