@@ -17,7 +17,7 @@ Cells = Annotated[int, Meta(ge=1, le=65535)]
 BootId = Annotated[str, Meta(pattern=r"^[0-9a-f-]{36}$")]
 MachineId = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?$")]  # empty: none yet
 HostKeys = Annotated[tuple[Annotated[str, Meta(max_length=2048)], ...], Meta(max_length=16)]
-Count = Annotated[int, Meta(ge=0, lt=1 << 63)]
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=0, lt=1e12)]
 
 
