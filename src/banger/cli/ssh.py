@@ -48,7 +48,7 @@ def _remind(vm: VmDocument, paths: Paths, status: int) -> None:
     """One line, when the session ended because of the machine: what is wrong with it and what to type."""
     try:
         said = (_other_keys(vm, paths) if status == CONNECTION_FAILED else "") or _ill(vm, status)
-    except BangerError:
+    except (BangerError, OSError):
         return  # nothing is known
     if said:
         print(f"banger: {harmless(said)}", file=sys.stderr)

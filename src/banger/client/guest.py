@@ -162,7 +162,7 @@ def request(method: str, target: str, headers: Mapping[str, str]) -> bytes:
 def connect_request(host: str, port: int, wait_s: float = 0.0) -> bytes:
     """Raises `Invalid` for a host or port that cannot be."""
     # a host's name goes into a line of HTTP: nothing in it may end that line or begin a new word
-    if not host.isascii() or not all(character.isalnum() or character in ".:-_%" for character in host):
+    if not 0 < len(host) < 256 or not host.isascii() or not all(c.isalnum() or c in ".:-_%" for c in host):
         raise Invalid(f"{host!r} is no host", hint="give a name or an address as the guest knows it")
     if not 1 <= port <= 65535:
         raise Invalid(f"{port} is no TCP port", hint="choose from 1 to 65535")
