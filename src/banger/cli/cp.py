@@ -27,58 +27,58 @@ _SHOWN_EVERY_S = 0.2
 def run_cp(arguments: argparse.Namespace) -> int:
     """Copy, tell what was left out, and return 1 when something was."""
     source, target = _REMOTE.fullmatch(arguments.source), _REMOTE.fullmatch(arguments.target)
-    if (source is None) == (target is None):
-        both = "neither is" if source is None else "both are"
-        raise Invalid(
-            f"one of SOURCE and TARGET is in a VM, and {both}",
-            hint="NAME:PATH is a place in a VM, ./NAME:PATH a local file of that name",
-        )
+    if source and target:
+        raise Invalid("both SOURCE and TARGET are in a VM", hint="copy to this host, then to the other VM")
     if arguments.user and (arguments.archive or source):
         raise Invalid("--user is for what is copied into a VM, without --archive", hint="leave it out")
     began = time.monotonic()
     progress = Progress(arguments.quiet)
     with _signals(), progress:
-        done = _into(arguments, target, progress) if target else _out_of(arguments, source, progress)
+        if target:
+            done = _into(arguments, target, progress)
+        elif source:
+            done = _out_of(arguments, source, progress)
+        else:
+            raise Invalid("neither SOURCE nor TARGET is in a VM", hint="NAME:PATH is a place in a VM")
     _tell(arguments, done, time.monotonic() - began)
     return 1 if done.skipped else 0
 
 
 def _into(arguments: argparse.Namespace, target: re.Match[str], progress: "Progress") -> Copied:
-    source, owner = arguments.source, {"keep_owners": arguments.archive, "user": arguments.user}
-    if source == _STREAM:
-        if sys.stdin.isatty():
-            raise Invalid("standard input is a terminal, not a tar archive", hint="tar c . | banger vm cp - NAME:PATH")
-        return upload_archive(0, _place(target, contents=True, **owner), progress.show)
-    status = _status(source)
-    if stat.S_ISREG(status.st_mode):
-        progress.total = status.st_size
-    return upload(source, _place(target, contents=_means_contents(source), **owner), progress.show)
+    source = arguments.source
+    archived = source == _STREAM
+    if not archived:
+        progress.total = _size(source)
+    elif sys.stdin.isatty():
+        raise Invalid("standard input is a terminal, not a tar archive", hint="tar c . | banger vm cp - NAME:PATH")
+    place = _place(target, archived or _means_contents(source), arguments.archive, arguments.user)
+    return upload_archive(0, place, progress.show) if archived else upload(source, place, progress.show)
 
 
-def _status(source: str) -> os.stat_result:
+def _size(source: str) -> int:
+    """Bytes of a file; 0 for a directory, whose size only the copy tells."""
     try:
-        return Path(source).stat()
+        status = Path(source).stat()
     except FileNotFoundError:
         raise NotFound(f"there is no {source}", hint="check the path") from None
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _out_of(arguments: argparse.Namespace, source: "re.Match[str] | None", progress: "Progress") -> Copied:
-    assert source is not None
+def _out_of(arguments: argparse.Namespace, source: re.Match[str], progress: "Progress") -> Copied:
+    archived = arguments.target == _STREAM
+    if archived and arguments.json:
+        raise Invalid("the archive goes to standard output, so --json means nothing here", hint="leave it out")
+    if archived and sys.stdout.isatty():
+        raise Invalid("standard output is a terminal", hint="banger vm cp NAME:PATH - | tar t")
     path = source[2] or "."
-    # owners can be kept by those who may give files away
-    place = _place(source, contents=_means_contents(path), keep_owners=arguments.archive and os.geteuid() == 0)
-    if arguments.target == _STREAM:
-        if arguments.json:
-            raise Invalid("the archive goes to standard output, so --json means nothing here", hint="leave it out")
-        if sys.stdout.isatty():
-            raise Invalid(
-                "standard output is a terminal, no place for a tar archive", hint="banger vm cp ... - | tar t"
-            )
+    # only root can give files away
+    place = _place(source, _means_contents(path), arguments.archive and os.geteuid() == 0, None)
+    if archived:
         return download_archive(place, 1, progress.show)
     return download(place, arguments.target, Path(path).name, progress.show)
 
 
-def _place(remote: re.Match[str], *, contents: bool, keep_owners: bool, user: str | None = None) -> Place:
+def _place(remote: re.Match[str], contents: bool, keep_owners: bool, user: str | None) -> Place:
     return Place(client().show_vm(remote[1]), remote[2] or ".", contents, keep_owners, user)
 
 
