@@ -7,8 +7,10 @@ from pathlib import Path
 import msgspec
 
 from banger.guest.channel import Guest
+from banger.model.guest import IdentityChange
 from tests.support.home import Home
 
+MACHINE_ID = "0123456789abcdef" * 2
 AGENT = "guest/agent/[_]_main__.py"
 _SLOWLY = "/run/systemd/system/banger-agent.service.d"
 
@@ -66,14 +68,14 @@ def test_a_guest_takes_a_new_identity(fresh: Home) -> None:
 
     async def change() -> tuple[dict[str, object], dict[str, object]]:
         before = await guest.identity()
-        after = await guest.set_identity(
-            hostname="another", clock_s=time.time() + 1000, entropy=b"e" * 64, machine_id="0123456789abcdef" * 2,
-            host_keys="new",
-        )  # fmt: skip
+        change = IdentityChange(
+            hostname="another", clock_s=time.time() + 1000, entropy=b"e" * 64, machine_id=MACHINE_ID, host_keys="new"
+        )
+        after = await guest.set_identity(change)
         return msgspec.to_builtins(before), msgspec.to_builtins(after)
 
     before, after = asyncio.run(change())
-    assert (after["hostname"], after["machine_id"]) == ("another", "0123456789abcdef" * 2)
+    assert (after["hostname"], after["machine_id"]) == ("another", MACHINE_ID)
     assert before["ssh_host_keys"] != after["ssh_host_keys"]
     hostname, now = fresh.run("vm", "exec", "a", "--", "sh", "-c", "hostname; date +%s").stdout.decode().split()
     assert hostname == "another"

@@ -4,7 +4,7 @@ Standard library only, Python 3.9 or newer. Names are bytes throughout, whatever
 """
 
 from banger.guest.tree.pack import pack
-from banger.guest.tree.report import Progress, Report, TreeError
+from banger.guest.tree.report import SKIPPED_MAX, Progress, Report, TreeError
 from banger.guest.tree.unpack import KEEP, UNPACKER, Owner, unpack
 
-__all__ = ["KEEP", "UNPACKER", "Owner", "Progress", "Report", "TreeError", "pack", "unpack"]
+__all__ = ["KEEP", "SKIPPED_MAX", "UNPACKER", "Owner", "Progress", "Report", "TreeError", "pack", "unpack"]

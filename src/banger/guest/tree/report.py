@@ -19,12 +19,12 @@ class TreeError(Exception):
 class Report:
     """Counts of one copy. `bytes` are those of files' data, holes not counted."""
 
-    __slots__ = ("_progress", "_unnamed", "bytes", "entries", "skipped")
+    __slots__ = ("_progress", "_skipped", "_unnamed", "bytes", "entries")
 
     def __init__(self, progress: "Progress | None" = None) -> None:
         self.entries = 0
         self.bytes = 0
-        self.skipped: list[str] = []
+        self._skipped: list[str] = []
         self._unnamed = 0
         self._progress = progress
 
@@ -37,15 +37,18 @@ class Report:
 
     def skip(self, path: bytes, why: str) -> None:
         """Note something that was not copied, or not as it was."""
-        if len(self.skipped) < SKIPPED_MAX - 1:
-            self.skipped.append(f"{shown(path)}: {why}")
+        if len(self._skipped) < SKIPPED_MAX - 1:
+            self._skipped.append(f"{shown(path)}: {why}")
         else:
             self._unnamed += 1
 
     def document(self) -> "dict[str, object]":
         """{"entries", "bytes", "skipped"}: at most `SKIPPED_MAX` lines."""
-        more = [f"and {self._unnamed} more"] if self._unnamed else []
-        return {"entries": self.entries, "bytes": self.bytes, "skipped": self.skipped + more}
+        return {"entries": self.entries, "bytes": self.bytes, "skipped": self.skipped_lines()}
+
+    def skipped_lines(self) -> "list[str]":
+        """What was left out, each with its reason; the last line counts those that have none of their own."""
+        return self._skipped + ([f"and {self._unnamed} more"] if self._unnamed else [])
 
 
 def shown(path: bytes) -> str:
