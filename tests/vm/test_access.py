@@ -171,7 +171,7 @@ def test_a_forward_survives_its_machines_restart_and_a_power_off_is_told(fresh: 
     fresh.run("vm", "create", "--name", "one", "--memory", "512M", "--no-wait-opencode")
     with forwarding(fresh, "one", "0:22") as (local, _):
         banner(local)
-        fresh.run("vm", "restart", "one", "--force")
+        fresh.run("vm", "restart", "one")
         wait_for(lambda: banner(local), "no banner after the restart")
     # a session under which the machine is powered off ends with a line that says so
     done = fresh.run("vm", "ssh", "one", "systemctl poweroff; sleep 60", status=255)
