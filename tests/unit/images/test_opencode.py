@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from banger.images import npm, opencode
+from banger.images import opencode
 from banger.images.npm import find_registry, tarball_url
 from banger.images.opencode import BUILDS, Build, Package, fetch, install, locate
 from banger.model.errors import BangerError, HostRequirement, Invalid
-from banger.system import archive as archives
 from banger.system.download import DownloadFailed
+from banger.system.process import run
 from tests.support.firecracker import member, program
 from tests.support.mirror import Mirror, mirror
 from tests.support.npm import PATH, PROGRAM, Parts, build_of, package, parts
@@ -53,19 +53,16 @@ def get(cache: Path, url: str | None, build: Build = BUILD) -> tuple[Package, Re
 
 @pytest.fixture
 def npm_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program `npm` that is the only one on PATH; it does not exist until a test writes it."""
+    """The only `npm` there is; it does not exist until a test writes it."""
     program = tmp_path / "bin/npm"
     program.parent.mkdir()
-    monkeypatch.setattr("banger.system.process._PATH", "/usr/bin:/bin")
-    monkeypatch.setenv("PATH", str(program.parent))
-    real = npm.run
 
     async def only_ours(argv: list[str], **more: object) -> object:
         if not program.exists():
             raise HostRequirement("cannot start npm: not found")
-        return await real([str(program), *argv[1:]], **more)  # type: ignore[arg-type]
+        return await run([str(program), *argv[1:]], **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(npm, "run", only_ours)
+    monkeypatch.setattr("banger.images.npm.run", only_ours)
     return program
 
 
@@ -279,7 +276,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archives.os, "fsync", full)
+    monkeypatch.setattr("banger.system.archive.os.fsync", full)
     with pytest.raises(HostRequirement, match="no room") as caught:
         unpacked(tmp_path, parts())
     assert "free some space" in caught.value.hint
