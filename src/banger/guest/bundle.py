@@ -11,12 +11,13 @@ from banger.guest.units import ENABLED, MASKED
 LIBRARY = "usr/lib/banger"
 COMPILE = (LIBRARY,)  # directories of Python to compile inside the image: bytecode halves the agent's start
 
-_PACKAGES = ("banger", "banger.guest", "banger.guest.agent")
+_EMPTY = ("banger", "banger/guest")  # packages whose own file is empty in the guest
 _UNITS = "etc/systemd/system"
 _STATIC = {
     "banger-setup": f"{LIBRARY}/banger-setup",
     "banger-agent.service": f"{_UNITS}/banger-agent.service",
     "banger-setup.service": f"{_UNITS}/banger-setup.service",
+    "banger-console.service": f"{_UNITS}/banger-console.service",
     "banger-hostkey.service": f"{_UNITS}/banger-hostkey.service",
     "ssh.service.conf": f"{_UNITS}/ssh.service.d/banger.conf",
     "sshd.conf": "etc/ssh/sshd_config.d/banger.conf",
@@ -48,13 +49,14 @@ def links() -> dict[str, str]:
 def _agent() -> dict[str, tuple[bytes, int]]:
     """The agent's modules, in a tree of the same shape as here; packages above it are empty in the guest."""
     found: dict[str, tuple[bytes, int]] = {}
-    for package in _PACKAGES[:-1]:
-        found[f"{LIBRARY}/{package.replace('.', '/')}/__init__.py"] = (b"", 0o644)
+    for package in _EMPTY:
+        found[f"{LIBRARY}/{package}/__init__.py"] = (b"", 0o644)
     guest = files("banger.guest")
     found[f"{LIBRARY}/banger/guest/protocol.py"] = (guest.joinpath("protocol.py").read_bytes(), 0o644)
-    for entry in guest.joinpath("agent").iterdir():
-        if entry.name.endswith(".py"):
-            found[f"{LIBRARY}/banger/guest/agent/{entry.name}"] = (entry.read_bytes(), 0o644)
+    for package in ("agent", "tree"):
+        for entry in guest.joinpath(package).iterdir():
+            if entry.name.endswith(".py"):
+                found[f"{LIBRARY}/banger/guest/{package}/{entry.name}"] = (entry.read_bytes(), 0o644)
     return found
 
 
