@@ -35,6 +35,11 @@ def agent_files() -> dict[str, tuple[bytes, int]]:
     return _agent() | _static() | {path: (content, 0o644) for path, content in _SETTINGS.items()}
 
 
+def agent_tree() -> dict[str, bytes]:
+    """Path below `LIBRARY` -> content: the agent alone, as the runtime bundle holds it."""
+    return {path.removeprefix(f"{LIBRARY}/"): content for path, (content, _) in _agent().items()}
+
+
 def links() -> dict[str, str]:
     """Guest path -> target of every symbolic link to make."""
     made = {
