@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 
 from banger.config import Settings
+from banger.engine.select import Accelerator
 from banger.guest.bundle import agent_tree
+from banger.model.engine import EngineInfo
 from banger.model.errors import Conflict, Invalid
+from banger.model.vm import WantedEngine
 from banger.paths import BundlePaths, Paths
 from banger.service.bundle import RuntimeBundle
+from banger.service.vms import EngineChoice
 from banger.system.locks import FileLock
+from tests.support.home import Home
+from tests.unit.engine.test_select import KVM, PLAIN, QEMU, firecracker
 
 
 @pytest.fixture
@@ -237,3 +243,41 @@ def test_the_engine_that_it_names_is_the_default(paths: Paths) -> None:
     assert opened(paths).engine == "auto"
     describe(paths, engine="qemu")
     assert opened(paths).engine == "qemu"
+
+
+def test_a_vm_that_asks_for_no_engine_gets_the_bundles(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def found(*_: object) -> list[EngineInfo]:
+        return [firecracker("1.15.1"), QEMU]
+
+    async def proven() -> Accelerator:
+        return KVM
+
+    monkeypatch.setattr("banger.service.vms.find_engines", found)
+    monkeypatch.setattr("banger.service.vms.prove_accelerator", proven)
+
+    def chosen(wanted: WantedEngine, preferred: WantedEngine) -> tuple[str, str]:
+        engine = asyncio.run(EngineChoice(paths, preferred)(wanted, PLAIN))
+        return engine.name, engine.reason
+
+    assert chosen("auto", "auto")[0] == "firecracker"
+    assert chosen("auto", "qemu") == ("qemu", "the bundle names it")
+    assert chosen("firecracker", "qemu") == ("firecracker", "asked for")
+
+
+def test_a_daemon_with_a_damaged_bundle_says_so_and_one_that_is_put_right_starts() -> None:
+    home = Home(settings="ping_helper = '/opt/agent'\n")
+    try:
+        bundle = home.state / "bundle/bundle.json"
+        bundle.parent.mkdir(parents=True)
+        bundle.write_text('{"agnet": "x"}')
+        told = home.error("vm", "list", status=2)
+        for part in (str(bundle), "did you mean 'agent'", "remove it"):
+            assert part in told
+        bundle.unlink()
+        home.run("vm", "list")
+        assert "ping_helper is called agent_path now" in (home.state / "daemon.log").read_text()
+        shown = home.run("config", "show", "--origin")
+        assert "config.toml (as ping_helper)" in shown.stdout.decode()
+        assert shown.stderr.decode().count("ping_helper is called agent_path now") == 1
+    finally:
+        home.close()
