@@ -34,6 +34,11 @@ def agent_files(init: Init = "systemd") -> dict[str, tuple[bytes, int]]:
     return _agent() | _static(_COMMON | units.FILES[init]) | settings
 
 
+def agent_tree() -> dict[str, bytes]:
+    """Path below `LIBRARY` -> content: the agent alone, as the runtime bundle holds it."""
+    return {path.removeprefix(f"{LIBRARY}/"): content for path, (content, _) in _agent().items()}
+
+
 def links(init: Init = "systemd") -> dict[str, str]:
     """Guest path -> target of every symbolic link to make."""
     return dict(units.LINKS[init])

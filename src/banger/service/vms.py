@@ -41,10 +41,14 @@ LOG_BYTES_MAX = 4 * MIB
 
 
 class EngineChoice:
-    """Chooses engines. The accelerator is proven once for each life of the daemon, at the first need."""
+    """Chooses engines. The accelerator is proven once for each life of the daemon, at the first need.
 
-    def __init__(self, paths: Paths) -> None:
+    `preferred` is the bundle's engine, for VMs that ask for none.
+    """
+
+    def __init__(self, paths: Paths, preferred: WantedEngine = "auto") -> None:
         self._paths = paths
+        self._preferred: WantedEngine = preferred
         self._accelerator: Accelerator | None = None
 
     async def accelerator(self) -> Accelerator:
@@ -56,7 +60,11 @@ class EngineChoice:
     async def __call__(self, wanted: WantedEngine, needs: Needs) -> Engine:
         """Raises `HostRequirement`, `Unsupported`, `CommandFailed`."""
         accelerator = await self.accelerator()
-        return choose(await find_engines(self._paths, accelerator), accelerator, wanted, needs)
+        engines = await find_engines(self._paths, accelerator)
+        if wanted == "auto" and self._preferred != "auto":
+            engine = choose(engines, accelerator, self._preferred, needs)
+            return msgspec.structs.replace(engine, reason="the bundle names it")
+        return choose(engines, accelerator, wanted, needs)
 
 
 class VmService:
