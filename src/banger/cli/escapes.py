@@ -54,5 +54,5 @@ def parse_escape(text: str) -> bytes | None:
     else:
         character = text
     if len(character) != 1 or not character.isascii() or character in "\r\n.?":
-        raise ValueError(text)
+        raise ValueError(f"no escape character: {text!r}")
     return character.encode()

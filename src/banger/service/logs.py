@@ -38,7 +38,9 @@ class LogReader:
         """
         before, now = tail_bytes(previous_log(self._log), SEARCHED), tail_bytes(self._log, SEARCHED)
         if len(seen) < ANCHOR:
-            end = next((b + len(seen) for b, log in ((len(before), now), (0, before)) if log.startswith(seen)), None)
+            end = next(
+                (b + len(seen) for b, log in ((len(before), now), (0, before + now)) if log.startswith(seen)), None
+            )
         else:
             found = (before + now).rfind(seen)
             end = found + len(seen) if found >= 0 else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from banger.model.errors import HostRequirement
 from banger.system.host import start_ticks
 
-_IN_MODIFY, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x2, 0x80, 0x100, 0x400, 0x800
+_IN_MODIFY, _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
 _IN_CLOEXEC, _IN_NONBLOCK = 0o2000000, 0o4000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,7 +92,7 @@ async def file_appears(path: Path) -> None:
 
 
 class Changes:
-    """Tells that something happened in a directory, or to the directory itself, or to one open file.
+    """Tells that something happened in a directory, or to one open file, or that the directory is gone.
 
     For use in a running event loop. Raises `HostRequirement` when the host gives no more inotify instances.
     """
@@ -102,7 +102,9 @@ class Changes:
         self._file: int | None = None
         self._happened = asyncio.Event()
         try:
-            _add_watch(self._descriptor, directory, _IN_CREATE | _IN_MOVED_TO | _IN_DELETE_SELF | _IN_MOVE_SELF)
+            _add_watch(self._descriptor, directory, _IN_CREATE | _IN_MOVED_TO)
+            # a directory does not tell of its own end while a file that was in it is open
+            _add_watch(self._descriptor, directory.parent, _IN_DELETE | _IN_MOVED_FROM)
         except OSError:
             os.close(self._descriptor)
             raise
