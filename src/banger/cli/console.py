@@ -180,18 +180,17 @@ class _Session:
             self._say("the guest takes no input")
 
     def _arrived(self) -> None:
-        if data := self._stream.read():
-            self._show(data)
-        else:
+        self._show(self._stream.read())
+        if self._stream.ended:
             self._leave(0, f"{self._name} was deleted")
 
     def _ended(self) -> None:
         """The engine has ended: show what it still said."""
         deadline = time.monotonic() + LAST_WORDS_S
         while time.monotonic() < deadline and select.select([self._stream], [], [], QUIET_MS / 1000)[0]:
-            if not (data := self._stream.read()):
+            self._show(self._stream.read())
+            if self._stream.ended:
                 break
-            self._show(data)
         self._leave(0, f"{self._name} has stopped")
 
     def _show(self, data: bytes) -> None:

@@ -41,8 +41,8 @@ def _follow(arguments: argparse.Namespace, limit: int) -> int:
     plain = Plain(terminal=sys.stdout.isatty())
     try:
         _show(plain.feed(_last_lines(data, arguments.lines)))
-        while data := stream.read():
-            _show(plain.feed(data))
+        while not stream.ended:
+            _show(plain.feed(stream.read()))
     finally:
         stream.close()
         _show(plain.end())

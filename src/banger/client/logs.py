@@ -21,6 +21,7 @@ class LogStream:
         self._source = source
         self._seen = seen[-SEEN:]
         self._fruitless = False
+        self.ended = False
         self._connect(Client(paths))
 
     def _connect(self, client: Client) -> None:
@@ -35,15 +36,17 @@ class LogStream:
         return self._reply.waiting
 
     def read(self) -> bytes:
-        """Wait for the next piece; nothing once the VM was deleted. Raises `DaemonLost` when the daemon was stopped."""
-        while True:
-            if data := self._reply.receive():
-                self._seen = (self._seen + data)[-SEEN:]
-                self._fruitless = False
-                return data
+        """Wait for the next piece; empty when the stream began anew, or has `ended` with the VM.
+
+        Raises `DaemonLost` when the daemon was stopped.
+        """
+        if data := self._reply.receive():
+            self._seen = (self._seen + data)[-SEEN:]
+            self._fruitless = False
+        else:
             self._reply.close()
-            if not self._again():
-                return b""
+            self.ended = not self._again()
+        return data
 
     def _again(self) -> bool:
         """After the stream's end: begin another. False when the VM is gone."""
