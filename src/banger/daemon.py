@@ -88,6 +88,7 @@ class Daemon:
             log.info("stopping; VMs go on running")
             await self._operations.close()
             await monitor.close()
+            self._vm_service.end_streams()
             server.should_exit = True
             await serving
 
