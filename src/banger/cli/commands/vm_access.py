@@ -57,7 +57,7 @@ def _register_ssh(verbs: Verbs) -> None:
         "           banger vm ssh demo -- -L 8080:localhost:80 -A",
     )
     add_name(verb)
-    verb.set_defaults(takes_tail=True)
+    verb.set_defaults(takes_tail=True, more="words")
     verb.add_argument("words", nargs="*", metavar="COMMAND", help="a command to run instead of a shell")
     verb.add_argument("-u", "--user", metavar="USER", default="root", help="the user to log in as (default: root)")
     verb = verbs.add(
@@ -90,6 +90,7 @@ def _register_ports(verbs: Verbs) -> None:
         "           banger vm forward demo 0:4096",
     )
     add_name(verb)
+    verb.set_defaults(more="ports")
     verb.add_argument("ports", nargs="*", metavar="PORT", help="what to forward, like 8080:80")
     verb.add_argument("-q", "--quiet", action="store_true", help="show no traffic")
 
