@@ -12,12 +12,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Every key with its default. Times in seconds.
 
     boot_timeout_s   how long `vm create` waits for the agent; emulation is slow, so the default is generous
+    opencode_timeout_s  how long opencode may take to answer; twice that on a cold boot, four times under emulation
     stop_timeout_s   how long a guest may take to power off before its engine is ended
     health_period_s  how often the daemon asks each running guest for its health
     keep_operations_days  how long results of operations are kept
     """
 
     boot_timeout_s: float = 120.0
+    opencode_timeout_s: float = 30.0
     stop_timeout_s: float = 30.0
     health_period_s: float = 15.0
     keep_operations_days: float = 7.0

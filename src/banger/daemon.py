@@ -23,10 +23,12 @@ from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.engines import EngineService, programs_in_use
-from banger.service.health import Monitor
+from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
+from banger.service.opencode import Opencode
 from banger.service.reconcile import Reconciler
+from banger.service.report import Reporter
 from banger.service.vms import EngineChoice, VmService
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
@@ -64,26 +66,8 @@ class Daemon:
             lock.release()
 
     async def _serve(self, listener: socket.socket, ready: int | None) -> None:
-        monitor = Monitor(self._paths, self._settings.health_period_s, self._vms.get, self._engine_ended)
-        choice = EngineChoice(self._paths)
-        lifecycle = Lifecycle(self._paths, self._settings, self._vms, choice)
-        self._vm_service = VmService(self._paths, self._vms, self._operations, lifecycle, monitor)
-        images = ImageService(self._paths, self._operations)
-        await images.sweep()
-        engines = EngineService(
-            self._paths, self._operations, choice.accelerator, lambda: programs_in_use(self._vms.all())
-        )
-        await engines.sweep()
-        await Reconciler(self._vms, self._operations, lifecycle, monitor).run()
+        services, monitor = await self._assemble()
         self._operations.forget_older(self._settings.keep_operations_days * 86400)
-        services = Services(
-            vms=self._vm_service,
-            images=images,
-            engines=engines,
-            operations=self._operations,
-            daemon_status=self._status,
-            stop_daemon=self._stop.set,
-        )
         server = _Server(
             uvicorn.Config(
                 create_app(services),
@@ -105,6 +89,31 @@ class Daemon:
             await monitor.close()
             server.should_exit = True
             await serving
+
+    async def _assemble(self) -> tuple[Services, Monitor]:
+        """Every service, after what a dead daemon left has been settled."""
+        paths, settings, operations = self._paths, self._settings, self._operations
+        opencode = Opencode(paths, settings)
+        checks = Checks(paths, opencode)
+        monitor = Monitor(checks, settings.health_period_s, self._vms.get, self._engine_ended)
+        choice = EngineChoice(paths)
+        lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks)
+        self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
+        images = ImageService(paths, operations)
+        await images.sweep()
+        engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
+        await engines.sweep()
+        await Reconciler(self._vms, operations, lifecycle, monitor).run()
+        services = Services(
+            vms=self._vm_service,
+            images=images,
+            engines=engines,
+            operations=operations,
+            reporter=Reporter(paths, settings, self._vms, operations, monitor, engines, self._vm_service.document),
+            daemon_status=self._status,
+            stop_daemon=self._stop.set,
+        )
+        return services, monitor
 
     def _engine_ended(self, vm_id: str, status: int | None) -> None:
         self._vm_service.engine_ended(vm_id, status)

@@ -186,6 +186,10 @@ class Paths(NamedTuple):
         return self.state / "ssh" / "id_ed25519"
 
     @property
+    def reports(self) -> Path:
+        return self.state / "reports"
+
+    @property
     def daemon_log(self) -> Path:
         return self.state / "daemon.log"
 

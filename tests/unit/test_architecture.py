@@ -30,6 +30,9 @@ MAY_IMPORT = {
 # each exception is explained in docs/decisions.md
 EXCEPTIONS = {
     ("client", "system.process.spawn_session"),  # starting the daemon: the one module that starts processes does it
+    ("cli", "system.process.run"),  # `verify` runs banger's own commands, as a person would
+    ("client", "system.process.run_foreground"),  # the system's ssh, with something to say after it has ended
+    ("cli", "system.process.run_foreground"),  # likewise the opencode client
     ("cli", "daemon.run"),  # `daemon run` is the daemon
     # streams to a guest go straight over its vsock socket, and both ends pack trees of files alike
     ("client", "guest.protocol"),

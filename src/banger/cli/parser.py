@@ -14,6 +14,7 @@ NOUNS = {
     "image": "images: bootstrap, list, show",
     "engine": "what runs the machines: list, install, remove",
     "config": "settings: show",
+    "verify": "try everything once, with a VM that is made and deleted",
     "operation": "what the daemon is doing and has done: list, show, wait, cancel",
     "daemon": "the background process: run, status, stop",
     "version": "versions of banger and its daemon",
@@ -68,6 +69,12 @@ def common() -> Parser:
     shared.add_argument("--json", action="store_true", help="print one JSON document on stdout, and nothing else there")
     shared.add_argument("--debug", action="store_true", help="show tracebacks")
     return shared
+
+
+def add_common(parser: Parser) -> None:
+    """The same flags for a noun that is a command itself."""
+    for action in common()._actions:
+        parser._add_action(action)
 
 
 class Verbs:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from banger.client.guest import harmless, upgrade
+from banger.client.guest import upgrade
 from banger.guest import protocol, tree
 from banger.model.documents import VmDocument
 from banger.model.errors import BangerError, GuestUnreachable, NotFound
+from banger.model.text import harmless
 
 SILENCE_S = 60.0  # without a byte from the guest, or one taken by it
 _RECEIVE = 262144

@@ -17,6 +17,7 @@ _STATIC = {
     "banger-setup": f"{LIBRARY}/banger-setup",
     "banger-agent.service": f"{_UNITS}/banger-agent.service",
     "banger-setup.service": f"{_UNITS}/banger-setup.service",
+    "banger-console.service": f"{_UNITS}/banger-console.service",
     "banger-hostkey.service": f"{_UNITS}/banger-hostkey.service",
     "ssh.service.conf": f"{_UNITS}/ssh.service.d/banger.conf",
     "sshd.conf": "etc/ssh/sshd_config.d/banger.conf",

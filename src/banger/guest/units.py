@@ -4,6 +4,7 @@
 ENABLED = {
     "banger-agent.service": ("sysinit.target", "/etc/systemd/system/banger-agent.service"),
     "banger-setup.service": ("sysinit.target", "/etc/systemd/system/banger-setup.service"),
+    "banger-console.service": ("multi-user.target", "/etc/systemd/system/banger-console.service"),
     "ssh.service": ("multi-user.target", "/usr/lib/systemd/system/ssh.service"),
 }
 
@@ -11,7 +12,7 @@ ENABLED = {
 MASKED = {
     "getty@tty1.service": "there is no screen",
     "getty-static.service": "there is no screen",
-    "serial-getty@ttyS0.service": "the serial console is a log",
+    "serial-getty@ttyS0.service": "banger-console gives a shell on demand",
     "console-getty.service": "the console is a log",
     "systemd-logind.service": "no seats, no lids; the agent asks PID 1 itself to power off",
     "systemd-ask-password-console.path": "nobody is there to type a passphrase",

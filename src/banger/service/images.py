@@ -1,6 +1,7 @@
 """Images: list, show, bootstrap."""
 
 from banger.guest import bundle
+from banger.guest.opencode import opencode_files, opencode_links
 from banger.images import catalog
 from banger.images.debian import DebianRequest, bootstrap
 from banger.images.rootfs import Seed
@@ -14,9 +15,10 @@ from banger.service.keys import public_key
 class ImageService:
     """Everything that the API offers of images."""
 
-    def __init__(self, paths: Paths, operations: Operations) -> None:
+    def __init__(self, paths: Paths, operations: Operations, npm_registry: str = "") -> None:
         self._paths = paths
         self._operations = operations
+        self._npm_registry = npm_registry
 
     def list(self) -> list[Image]:
         return catalog.list_images(self._paths)
@@ -31,8 +33,14 @@ class ImageService:
         catalog.check_free(self._paths, spec.name)
 
         async def work(job: Job) -> Image:
-            seed = _seed(await public_key(self._paths.ssh_key))
-            request = DebianRequest(name=spec.name, seed=seed, mirror=spec.mirror)
+            seed = _seed(await public_key(self._paths.ssh_key), opencode=spec.opencode)
+            request = DebianRequest(
+                name=spec.name,
+                seed=seed,
+                mirror=spec.mirror,
+                opencode=spec.opencode,
+                npm_registry=self._npm_registry or None,
+            )
             return await bootstrap(self._paths, request, job)
 
         return self._operations.begin("image.bootstrap", target, work)
@@ -42,9 +50,11 @@ class ImageService:
         await catalog.sweep(self._paths)
 
 
-def _seed(key: str) -> Seed:
+def _seed(key: str, *, opencode: bool) -> Seed:
     """The guest's side of banger, and the key that `vm ssh` will use."""
-    files = {f"/{path}": content for path, content in bundle.agent_files().items()}
+    found = bundle.agent_files() | (opencode_files() if opencode else {})
+    files = {f"/{path}": content for path, content in found.items()}
     files["/root/.ssh/authorized_keys"] = (f"{key}\n".encode(), 0o600)
-    links = {f"/{path}": target for path, target in bundle.links().items()}
+    made = bundle.links() | (opencode_links() if opencode else {})
+    links = {f"/{path}": target for path, target in made.items()}
     return Seed(files=files, symlinks=links, compile_dirs=tuple(f"/{path}" for path in bundle.COMPILE))

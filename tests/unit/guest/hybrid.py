@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import select
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -31,8 +32,15 @@ async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
         sink.write_eof()
 
 
-async def _splice(agent: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One client: the handshake, then bytes both ways until the client, or the agent, has closed."""
+def _left(writer: asyncio.StreamWriter) -> bool:
+    """Whether the client has closed its socket, and not only ended its direction."""
+    poller = select.poll()
+    poller.register(writer.get_extra_info("socket").fileno(), 0)
+    return bool(poller.poll(0))
+
+
+async def splice(agent: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One client: the handshake, then bytes both ways, half-closes too, until the client or the agent has closed."""
     if await reader.readline() != b"CONNECT 1024\n":
         return
     inner_reader, inner_writer = await asyncio.open_unix_connection(agent, limit=256 * 1024)
@@ -40,6 +48,8 @@ async def _splice(agent: Path, reader: asyncio.StreamReader, writer: asyncio.Str
     try:
         back = asyncio.create_task(_copy(inner_reader, writer))
         await _copy(reader, inner_writer)
+        while not back.done() and not _left(writer):  # noqa: ASYNC110 (a hang-up is no event of asyncio)
+            await asyncio.sleep(0.01)
         inner_writer.transport.abort()
         await back
     finally:
@@ -106,6 +116,6 @@ async def guest(folder: Path, *options: str, python: str = sys.executable) -> As
     front = folder / "v.sock"
     async with (
         agent(folder, *options, python=python) as inner,
-        listening(front, lambda reader, writer: _splice(inner, reader, writer)),
+        listening(front, lambda reader, writer: splice(inner, reader, writer)),
     ):
         yield Guest(front)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from banger.guest.channel import Guest, connect, decode_exit
+from banger.guest.channel import Guest, decode_exit
 from banger.guest.ready import MAX_DIALS, ReadyListener
+from banger.guest.stream import connect
 from banger.model.errors import GuestUnreachable
 from banger.model.guest import ExecRequest, Stream
 from tests.unit.guest.hybrid import Handler, drop, listening
@@ -147,7 +148,7 @@ def test_exit_that_is_none(payload: bytes) -> None:
 
 
 def test_request_deadline_holds_without_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("banger.guest.channel.OVERTIME_SECONDS", 0.1)
+    monkeypatch.setattr("banger.guest.stream.OVERTIME_SECONDS", 0.1)
 
     async def use(guest: Guest) -> None:
         await guest.run(ExecRequest(argv=("true",), timeout_s=0.1))

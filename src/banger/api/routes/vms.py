@@ -14,11 +14,13 @@ from banger.model.documents import VmDocument
 from banger.model.errors import BangerError, Invalid
 from banger.model.guest import ExecRequest, Stream
 from banger.model.operation import Operation
-from banger.model.vm import VmHealth, VmSpec
+from banger.model.vm import OpencodeAccess, Report, VmHealth, VmSpec
 from banger.service.vms import ExecStream
 
 Socket = WebSocket[Any, Any, Any]
 Force = Annotated[bool, Parameter(description="Do not wait for the guest")]
+WaitOpencode = Annotated[bool, Parameter(description="Return only when opencode answers, where it shall run")]
+HEALTH_WAIT_MAX_S = 600
 FIRST_MESSAGE_S = 10.0
 
 
@@ -43,16 +45,18 @@ class Vms(Controller):
         return services.vms.delete(ref)
 
     @post("/{ref:str}/start", status_code=202, summary="Boot a stopped VM")
-    async def start_vm(self, ref: str, services: Services) -> Operation:
-        return services.vms.start(ref)
+    async def start_vm(self, ref: str, services: Services, wait_opencode: WaitOpencode = True) -> Operation:
+        return services.vms.start(ref, wait_opencode=wait_opencode)
 
     @post("/{ref:str}/stop", status_code=202, summary="Power a VM off")
     async def stop_vm(self, ref: str, services: Services, force: Force = False) -> Operation:
         return services.vms.stop(ref, force=force)
 
     @post("/{ref:str}/restart", status_code=202, summary="Power a VM off and boot it")
-    async def restart_vm(self, ref: str, services: Services, force: Force = False) -> Operation:
-        return services.vms.restart(ref, force=force)
+    async def restart_vm(
+        self, ref: str, services: Services, force: Force = False, wait_opencode: WaitOpencode = True
+    ) -> Operation:
+        return services.vms.restart(ref, force=force, wait_opencode=wait_opencode)
 
     @post("/{ref:str}/pause", status_code=202, summary="Stop a VM's processors and keep its memory")
     async def pause_vm(self, ref: str, services: Services) -> Operation:
@@ -63,8 +67,23 @@ class Vms(Controller):
         return services.vms.resume(ref)
 
     @get("/{ref:str}/health", summary="Check a VM now")
-    async def vm_health(self, ref: str, services: Services) -> VmHealth:
-        return await services.vms.health(ref)
+    async def vm_health(
+        self,
+        ref: str,
+        services: Services,
+        wait: Annotated[
+            float, Parameter(ge=0, le=HEALTH_WAIT_MAX_S, description="seconds to wait until nothing is starting")
+        ] = 0,
+    ) -> VmHealth:
+        return await services.vms.health(ref, wait_s=wait)
+
+    @get("/{ref:str}/opencode", summary="Port and credentials of a VM's opencode server")
+    async def vm_opencode(self, ref: str, services: Services) -> OpencodeAccess:
+        return services.vms.opencode(ref)
+
+    @post("/{ref:str}/report", status_code=201, summary="Write a file with all that is known of a VM, gone ones too")
+    async def report_vm(self, ref: str, services: Services) -> Report:
+        return await services.reporter.write(ref)
 
     @get("/{ref:str}/logs", media_type=MediaType.TEXT, summary="The end of the console or engine log")
     async def vm_logs(

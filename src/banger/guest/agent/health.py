@@ -1,8 +1,11 @@
 """What GET /healthz reports, read from /proc and /sys without starting a process."""
 
 import os
+from time import monotonic
 
 from banger.guest.protocol import AGENT_VERSION
+
+_STARTED = monotonic()
 
 # Service name as reported -> the names that distributions give it.
 SERVICES = {"ssh": ("ssh", "sshd"), "opencode": ("opencode",)}
@@ -36,19 +39,23 @@ def report() -> "dict[str, object]":
         "boot_id": boot_id(),
         "uptime_s": float((read_text("/proc/uptime") or "0").split()[0]),
         "agent_version": AGENT_VERSION,
+        "agent_uptime_s": round(monotonic() - _STARTED, 3),
         "hostname": os.uname().nodename,
         "services": {name: service_state(names) for name, names in SERVICES.items()},
     }
 
 
+def init_kind(root: str = "") -> str:
+    """`systemd`, `openrc`, `runit` or `other`: by the directory that each makes under /run when it starts."""
+    for kind, folder in (("systemd", "/run/systemd/system"), ("openrc", "/run/openrc"), ("runit", "/run/runit")):
+        if os.path.isdir(root + folder):
+            return kind
+    return "other"
+
+
 def service_state(names: "tuple[str, ...]", root: str = "") -> str:
     """`running`, `stopped` or `absent`: the best state among the names. `root` prefixes every path."""
-    if os.path.isdir(root + "/run/systemd/system"):
-        look = _systemd
-    elif os.path.isdir(root + "/run/openrc"):
-        look = _openrc
-    else:
-        look = _runit
+    look = {"systemd": _systemd, "openrc": _openrc}.get(init_kind(root), _runit)
     states = [look(root, name) for name in names]
     return next((state for state in ("running", "stopped") if state in states), "absent")
 

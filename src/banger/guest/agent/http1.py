@@ -6,7 +6,7 @@ RFC 9112. No chunked bodies, no keep-alive, no continuation lines.
 from _socket import SHUT_WR, socket
 from time import monotonic
 
-from banger.guest.agent.jsonlite import encode
+from banger.guest.agent.jsonlite import decode, encode
 from banger.guest.protocol import MAX_BODY, MAX_HEAD
 
 REQUEST_SECONDS = 10.0  # to receive a whole request
@@ -16,9 +16,9 @@ LINGER_BYTES = 2 * MAX_BODY
 MAX_HEADERS = 64
 
 _REASONS = {101: "Switching Protocols", 200: "OK", 202: "Accepted", 400: "Bad Request", 403: "Forbidden",
-            404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large", 426: "Upgrade Required",
-            431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented",
-            503: "Service Unavailable"}  # fmt: skip
+            404: "Not Found", 405: "Method Not Allowed", 409: "Conflict", 413: "Content Too Large",
+            426: "Upgrade Required", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+            501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}  # fmt: skip
 
 
 class Refused(Exception):
@@ -79,7 +79,8 @@ def parse_head(head: bytes) -> Request:
     if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
         raise Refused(400, "the first line is not METHOD PATH HTTP/1.1")
     method, path, _version = words
-    if not method.isalpha() or not method.isascii() or not path.startswith("/"):
+    # RFC 9112, 3.2.3: only CONNECT names an authority, every other method a path
+    if not method.isalpha() or not method.isascii() or (method != "CONNECT" and not path.startswith("/")):
         raise Refused(400, "the first line is not METHOD PATH HTTP/1.1")
     if len(lines) > MAX_HEADERS:
         raise Refused(431, f"there are more than {MAX_HEADERS - 1} headers")
@@ -124,6 +125,25 @@ def respond(sock: socket, status: int, document: object, headers: "dict[str, str
 def switch_protocols(sock: socket, token: str) -> None:
     """Send 101; the stream belongs to the named protocol from here on."""
     send_all(sock, _head(101, {"Connection": "Upgrade", "Upgrade": token}))
+
+
+def open_stream(sock: socket) -> None:
+    """Send the 200 of a CONNECT, which has no body: what follows are the tunnel's bytes (RFC 9110, 9.3.6)."""
+    send_all(sock, _head(200, {}))
+
+
+def document(request: Request, fields: "frozenset[str]") -> "dict[str, object]":
+    """The JSON object in the body, without nulls. Raises `Refused` 400 when it is none or has other fields."""
+    try:
+        found = decode(request.body)
+    except ValueError as error:
+        raise Refused(400, str(error)) from None
+    if not isinstance(found, dict):
+        raise Refused(400, "the body is not a JSON object")
+    unknown = sorted(set(found) - fields)
+    if unknown:
+        raise Refused(400, f"unknown field {unknown[0][:100]}")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _head(status: int, fields: "dict[str, str]") -> bytes:

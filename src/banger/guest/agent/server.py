@@ -1,4 +1,4 @@
-"""The agent's server: listens on vsock, one thread per connection, and answers the three routes."""
+"""The agent's server: listens on vsock, one thread per connection, and answers the routes."""
 
 import _socket
 import os
@@ -16,16 +16,20 @@ _ANY_CID = 0xFFFFFFFF  # VMADDR_CID_ANY
 
 
 class Options:
-    """`--unix PATH` listens there instead of on vsock; a shutdown then needs `--shutdown-program PATH`."""
+    """`--unix PATH` listens there instead of on vsock; a shutdown then needs `--shutdown-program PATH`.
+
+    `--root DIR`, for tests, takes files and programs below DIR and leaves the kernel's own state alone.
+    """
 
     def __init__(self, arguments: "list[str]") -> None:
         given: dict[str, str] = {}
         for option, value in [arguments[at : at + 2] for at in range(0, len(arguments) // 2 * 2, 2)]:
             given[option] = value
-        if len(arguments) % 2 or not set(given) <= {"--unix", "--shutdown-program"}:
-            raise SystemExit("usage: banger-agent [--unix PATH] [--shutdown-program PROGRAM]")
+        if len(arguments) % 2 or not set(given) <= {"--unix", "--shutdown-program", "--root"}:
+            raise SystemExit("usage: banger-agent [--unix PATH] [--shutdown-program PROGRAM] [--root DIR]")
         self.unix = given.get("--unix")
         self.shutdown_program = given.get("--shutdown-program")
+        self.root = given.get("--root", "")
 
 
 class Server:
@@ -53,7 +57,7 @@ class Server:
             self._admit(_socket.socket(fileno=fd), address)
 
     def _admit(self, sock: _socket.socket, address: object) -> None:
-        if self._options.unix is None and not (isinstance(address, tuple) and address[0] == HOST_CID):
+        if self._options.unix is None and not is_host(address):
             sock.close()  # a process of this guest, or another guest
             return
         with self._lock:
@@ -90,18 +94,50 @@ class Server:
             http1.respond(sock, refusal.status, {"error": refusal.text}, refusal.headers)
 
     def _route(self, sock: _socket.socket, request: http1.Request) -> None:
+        if request.method == "CONNECT":
+            _connect(sock, request)
+            return
         routes = {
             "/healthz": ("GET", _health),
+            "/info": ("GET", self._info),
+            "/services": ("GET", self._services),
+            "/ports": ("GET", _ports),
             "/exec": ("POST", _exec),
+            "/identity": ("GET, POST", self._identity),
+            "/opencode": ("POST", self._opencode),
             "/files": ("POST", _files),
             "/shutdown": ("POST", self._shutdown),
         }
         if request.path not in routes:
             raise http1.Refused(404, f"there is no {request.path[:200]}")
-        method, handler = routes[request.path]
-        if request.method != method:
-            raise http1.Refused(405, f"{request.path} takes {method}", {"Allow": method})
+        methods, handler = routes[request.path]
+        if request.method not in methods.split(", "):
+            raise http1.Refused(405, f"{request.path} takes {methods}", {"Allow": methods})
         handler(sock, request)
+
+    def _info(self, sock: _socket.socket, request: http1.Request) -> None:
+        from banger.guest.agent.info import report as info
+
+        http1.respond(sock, 200, info(self._options.root))
+
+    def _services(self, sock: _socket.socket, request: http1.Request) -> None:
+        from banger.guest.agent.services import report as services
+
+        http1.respond(sock, 200, services(self._options.root))
+
+    def _identity(self, sock: _socket.socket, request: http1.Request) -> None:
+        from banger.guest.agent.identity import change
+        from banger.guest.agent.identity import report as identity
+
+        if request.method == "POST":
+            change(request, self._options.root)
+        http1.respond(sock, 200, identity(self._options.root))
+
+    def _opencode(self, sock: _socket.socket, request: http1.Request) -> None:
+        from banger.guest.agent.credentials import give
+
+        give(request, self._options.root)
+        http1.respond(sock, 202, {"service": "opencode"})
 
     def _shutdown(self, sock: _socket.socket, request: http1.Request) -> None:
         from banger.guest.agent.power import ask_init, parse_mode
@@ -112,6 +148,11 @@ class Server:
             raise http1.Refused(403, "an agent that does not listen on vsock shuts nothing down")
         http1.respond(sock, 202, {"mode": mode})
         ask_init(mode, program)
+
+
+def is_host(address: object) -> bool:
+    """Whether a connection's peer, (cid, port), is the host: not a process of this guest, nor another guest."""
+    return isinstance(address, tuple) and len(address) == 2 and address[0] == HOST_CID
 
 
 def _refuse_busy(sock: _socket.socket) -> None:
@@ -125,6 +166,18 @@ def _refuse_busy(sock: _socket.socket) -> None:
 
 def _health(sock: _socket.socket, request: http1.Request) -> None:
     http1.respond(sock, 200, report())
+
+
+def _ports(sock: _socket.socket, request: http1.Request) -> None:
+    from banger.guest.agent.ports import report as ports
+
+    http1.respond(sock, 200, ports())
+
+
+def _connect(sock: _socket.socket, request: http1.Request) -> None:
+    from banger.guest.agent.tunnel import tunnel
+
+    tunnel(sock, request)
 
 
 def _exec(sock: _socket.socket, request: http1.Request) -> None:

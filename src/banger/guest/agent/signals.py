@@ -7,6 +7,7 @@ import _signal  # type: ignore[import-not-found]
 
 SIGHUP: int = _signal.SIGHUP
 SIGTERM: int = _signal.SIGTERM
+SIGPIPE: int = _signal.SIGPIPE
 SIGKILL: int = _signal.SIGKILL
 SIGRTMIN: int = _signal.SIGRTMIN
 NSIG: int = _signal.NSIG
