@@ -34,8 +34,8 @@ from banger.model.vm import (
 from banger.paths import Paths
 from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
-from banger.service.opencode import Opencode
 from banger.service.logs import LogFollowers
+from banger.service.opencode import Opencode
 from banger.storage.overlays import allocated_bytes
 from banger.store.vms import VmStore
 from banger.system.host import memory_total_bytes
