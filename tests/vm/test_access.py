@@ -19,6 +19,7 @@ from tests.support.home import Home
 LIMIT_S = 120.0
 WEB = 8000
 PAGES = 10
+STOP = f"pkill -f 'http[.]server {WEB}'"  # the brackets keep it from finding its own shell
 SERVE = f"cd /srv/pages && exec setsid python3 -m http.server {WEB} --bind 127.0.0.1 </dev/null >/dev/null 2>&1 &"
 
 
@@ -41,7 +42,7 @@ def pages(home: Home, booted: str) -> Iterator[dict[str, str]]:
     in_guest(home, booted, SERVE)
     home.run("vm", "proxy", booted, "--port", str(WEB), "--wait", f"{LIMIT_S:g}", input=b"")
     yield {f"/{name}": digest for digest, name in (line.split() for line in told.decode().splitlines())}
-    in_guest(home, booted, f"pkill -f 'http.server {WEB}'; rm -r /srv/pages")
+    in_guest(home, booted, f"{STOP}; rm -r /srv/pages")
 
 
 def test_ssh_is_the_guests_shell(home: Home, booted: str) -> None:
@@ -114,7 +115,7 @@ def forwarding(home: Home, name: str, word: str) -> Iterator[tuple[str, "subproc
         child.communicate(timeout=LIMIT_S)
 
 
-def fetch(local: str, path: str) -> str:
+def fetch(local: str, path: str, forward: "subprocess.Popen[bytes]") -> str:
     """The digest of a page, as a client gets it that tries again while the server is away."""
     deadline = time.monotonic() + LIMIT_S
     while True:
@@ -127,6 +128,7 @@ def fetch(local: str, path: str) -> str:
             return hashlib.sha256(body).hexdigest()
         except (OSError, http.client.HTTPException):
             assert time.monotonic() < deadline
+            assert forward.poll() is None
             time.sleep(0.1)
         finally:
             connection.close()
@@ -138,27 +140,27 @@ def test_a_forward_carries_a_thousand_requests_through_a_restart(
     wrong: list[str] = []
     done = threading.Semaphore(0)
 
-    def client(local: str, share: int) -> None:
+    def client(local: str, forward: "subprocess.Popen[bytes]", share: int) -> None:
         for number in range(share):
             path = f"/{number % PAGES + 1}"
-            if fetch(local, path) != pages[path]:
+            if fetch(local, path, forward) != pages[path]:
                 wrong.append(path)
             done.release()
 
     with forwarding(home, booted, f"0:{WEB}") as (local, child):
-        threads = [threading.Thread(target=client, args=(local, 125)) for _ in range(8)]
+        threads = [threading.Thread(target=client, args=(local, child, 125)) for _ in range(8)]
         for thread in threads:
             thread.start()
         for _ in range(300):
             assert done.acquire(timeout=LIMIT_S)
-        in_guest(home, booted, f"pkill -f 'http.server {WEB}'")
+        in_guest(home, booted, STOP)
         in_guest(home, booted, SERVE)
         for thread in threads:
             thread.join(4 * LIMIT_S)
         assert not any(thread.is_alive() for thread in threads)
         assert wrong == []
         home.run("daemon", "stop")  # the forward needs none
-        assert fetch(local, "/1") == pages["/1"]
+        assert fetch(local, "/1", child) == pages["/1"]
         child.terminate()
         totals = child.communicate(timeout=LIMIT_S)[1].decode()
         assert child.returncode == 0
