@@ -52,7 +52,7 @@ def test_paths_stay_below_the_root_and_do_not_collide(init: Init) -> None:
 @pytest.mark.parametrize("init", INITS)
 def test_agent_brings_every_module_that_it_imports(init: Init) -> None:
     names = {Path(path).name for path in agent_files(init) if path.startswith("usr/lib/banger/")}
-    assert {"protocol.py", "tree.py", "server.py", "tunnel.py", "banger-setup"} <= names
+    assert {"protocol.py", "pack.py", "server.py", "tunnel.py", "banger-setup"} <= names
 
 
 @pytest.mark.parametrize("init", ["openrc", "runit"])
