@@ -24,7 +24,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     boot_timeout_s: float = 120.0
-    opencode_timeout_s: float = 30.0
+    opencode_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
     health_period_s: float = 15.0
     keep_operations_days: float = 7.0
