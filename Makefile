@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit host vm lint bench clean
+.PHONY: help setup demo verify test unit host vm lint bench clean
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -9,6 +9,9 @@ setup: ## Install what banger needs to run
 
 demo: setup ## Set everything up and end with a healthy VM
 	@scripts/demo.sh
+
+verify: setup ## Set everything up and try it once, with a VM that is made and deleted
+	@scripts/verify.sh
 
 test: ## Set everything up and run every level of tests
 	@scripts/setup.sh dev

@@ -1,6 +1,6 @@
 """`make bench`: every figure of docs/performance.md, as medians in one run; JSON beside, tables on stdout.
 
-`python -m bench engine` measures only banger-vmm itself, `python -m bench spine` only all the rest.
+`python -m bench engine` measures only banger-vmm itself, `guest` only the ways into a guest, `spine` the rest.
 BANGER_TEST_IMAGES names a directory with a bootstrapped `debian` image; without it one is built.
 """
 
@@ -17,12 +17,11 @@ from typing import Any
 from tests.support.home import BIN, Home
 from tests.support.leaks import mark_this_run
 
-from bench import engine
+from bench import engine, guest
 from bench.byhand import boot_by_hand
 
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("spine", "engine")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -98,13 +97,21 @@ def of_engine(home: Home) -> tuple[dict[str, Any], str]:
     return found, engine.table(found)
 
 
+def of_guest(home: Home) -> tuple[dict[str, Any], str]:
+    found = guest.measure(home)
+    return found, guest.table(found)
+
+
+MEASURES = {"spine": spine, "engine": of_engine, "guest": of_guest}
+
+
 def main(parts: list[str]) -> int:
-    if unknown := set(parts) - set(PARTS):
-        print(f"not measured here: {', '.join(sorted(unknown))}; there is: {', '.join(PARTS)}", file=sys.stderr)
+    if unknown := set(parts) - set(MEASURES):
+        print(f"not measured here: {', '.join(sorted(unknown))}; there is: {', '.join(MEASURES)}", file=sys.stderr)
         return 2
     mark_this_run()
     with engine.compiled():
-        measure(parts or list(PARTS))
+        measure(parts or list(MEASURES))
     return 0
 
 
@@ -113,10 +120,10 @@ def measure(parts: list[str]) -> None:
     home = Home(images=Path(given) if given else None)
     try:
         if not given:
-            home.run("image", "bootstrap", "debian")
+            home.run("image", "bootstrap", "debian", "--no-opencode")
         RESULTS.mkdir(exist_ok=True)
         for part in parts:
-            found, shown = spine(home) if part == "spine" else of_engine(home)
+            found, shown = MEASURES[part](home)
             (RESULTS / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")
             print(f"{shown}\n", flush=True)
     finally:

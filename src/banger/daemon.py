@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,11 +22,14 @@ from banger.model.daemon import DaemonStatus
 from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
+from banger.service.bundle import RuntimeBundle
 from banger.service.engines import EngineService, programs_in_use
-from banger.service.health import Monitor
+from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
+from banger.service.opencode import Opencode
 from banger.service.reconcile import Reconciler
+from banger.service.report import Reporter
 from banger.service.vms import EngineChoice, VmService
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
@@ -64,26 +67,8 @@ class Daemon:
             lock.release()
 
     async def _serve(self, listener: socket.socket, ready: int | None) -> None:
-        monitor = Monitor(self._paths, self._settings.health_period_s, self._vms.get, self._engine_ended)
-        choice = EngineChoice(self._paths)
-        lifecycle = Lifecycle(self._paths, self._settings, self._vms, choice)
-        self._vm_service = VmService(self._paths, self._vms, self._operations, lifecycle, monitor)
-        images = ImageService(self._paths, self._operations)
-        await images.sweep()
-        engines = EngineService(
-            self._paths, self._operations, choice.accelerator, lambda: programs_in_use(self._vms.all())
-        )
-        await engines.sweep()
-        await Reconciler(self._vms, self._operations, lifecycle, monitor).run()
+        services, monitor = await self._assemble()
         self._operations.forget_older(self._settings.keep_operations_days * 86400)
-        services = Services(
-            vms=self._vm_service,
-            images=images,
-            engines=engines,
-            operations=self._operations,
-            daemon_status=self._status,
-            stop_daemon=self._stop.set,
-        )
         server = _Server(
             uvicorn.Config(
                 create_app(services),
@@ -103,8 +88,36 @@ class Daemon:
             log.info("stopping; VMs go on running")
             await self._operations.close()
             await monitor.close()
+            self._vm_service.end_streams()
             server.should_exit = True
             await serving
+
+    async def _assemble(self) -> tuple[Services, Monitor]:
+        """Every service, after what a dead daemon left has been settled."""
+        paths, settings, operations = self._paths, self._settings, self._operations
+        opencode = Opencode(paths, settings)
+        checks = Checks(paths, opencode)
+        monitor = Monitor(checks, settings.health_period_s, self._vms.get, self._engine_ended)
+        bundle = RuntimeBundle(paths, settings)
+        await bundle.open()
+        choice = EngineChoice(paths, bundle.engine)
+        lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks)
+        self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
+        images = ImageService(paths, operations, bundle, settings.npm_registry)
+        await images.sweep()
+        engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
+        await engines.sweep()
+        await Reconciler(self._vms, operations, lifecycle, monitor).run()
+        services = Services(
+            vms=self._vm_service,
+            images=images,
+            engines=engines,
+            operations=operations,
+            reporter=Reporter(paths, settings, self._vms, operations, monitor, engines, self._vm_service.document),
+            daemon_status=self._status,
+            stop_daemon=self._stop.set,
+        )
+        return services, monitor
 
     def _engine_ended(self, vm_id: str, status: int | None) -> None:
         self._vm_service.engine_ended(vm_id, status)
@@ -169,13 +182,18 @@ def _tell(ready: int | None) -> None:
         os.close(ready)
 
 
-def run(paths: Paths, settings: Settings, *, ready: int | None = None) -> None:
-    """Run a daemon in this process until it is told to stop. Raises `Conflict`, `HostRequirement`."""
+def run(paths: Paths, settings: Settings, *, ready: int | None = None, warnings: Iterable[str] = ()) -> None:
+    """Run a daemon in this process until it is told to stop; `warnings` go to its log first.
+
+    Raises `Conflict`, `HostRequirement`, `Invalid` (the bundle).
+    """
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
+    for text in warnings:
+        log.warning("%s", text)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         asyncio.run(Daemon(paths, settings).run(ready))

@@ -54,7 +54,7 @@ def track(home: Home) -> Home:
 
 @pytest.fixture(scope="session")
 def images() -> Iterator[Path]:
-    """A directory with the image `debian`."""
+    """A directory with the image `debian`, which has no opencode: most tests need none, and it is slow to start."""
     if given := os.environ.get("BANGER_TEST_IMAGES"):
         yield Path(given)
         return
@@ -62,7 +62,7 @@ def images() -> Iterator[Path]:
         pytest.skip("building an image needs root")
     home = track(Home())
     try:
-        home.run("image", "bootstrap", "debian")
+        home.run("image", "bootstrap", "debian", "--no-opencode")
         home.run("daemon", "stop")
         yield home.state / "images"
     finally:
@@ -74,6 +74,14 @@ def home(images: Path) -> Iterator[Home]:
     made = track(Home(images=images))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def opencode_image(home: Home) -> str:
+    """The name of an image that has opencode."""
+    if "coding" not in {image["name"] for image in home.json("image", "list")}:
+        home.run("image", "bootstrap", "debian", "--name", "coding")
+    return "coding"
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
+from banger.service.report import Reporter
 from banger.service.vms import VmService
 
 
@@ -16,5 +17,6 @@ class Services:
     images: ImageService
     engines: EngineService
     operations: Operations
+    reporter: Reporter
     daemon_status: Callable[[], DaemonStatus]
     stop_daemon: Callable[[], None]

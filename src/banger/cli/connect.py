@@ -33,3 +33,10 @@ def required_name(arguments: argparse.Namespace) -> str:
     name = name_of(arguments)
     assert name is not None
     return name
+
+
+def name_and_words(arguments: argparse.Namespace, words: list[str]) -> tuple[str, list[str]]:
+    """The VM and the words behind it: with --name, the word in NAME's place is one of them."""
+    if arguments.named is not None and arguments.name is not None and arguments.name != arguments.named:
+        return arguments.named, [arguments.name, *words]
+    return required_name(arguments), words

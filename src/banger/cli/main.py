@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from banger.cli.parser import parse
 from banger.model.errors import BangerError
+from banger.model.text import harmless
 
 INTERRUPTED = 130
 
@@ -49,8 +50,9 @@ def fail(error: BangerError, *, as_json: bool, debug: bool) -> int:
     if as_json:
         print(json.dumps({"error": error.to_dict()}, indent=2, default=str))
     print(f"error: {error.message}", file=sys.stderr)
-    for line in error.details.get("console") or ():
-        print(f"  console | {line}", file=sys.stderr)
+    for source, title in (("checks", "check"), ("opencode", "opencode"), ("console", "console")):
+        for line in error.details.get(source) or ():
+            print(f"  {title} | {harmless(line)}", file=sys.stderr)
     if error.hint:
         print(f"hint:  {error.hint}", file=sys.stderr)
     if debug:

@@ -14,6 +14,7 @@ NOUNS = {
     "image": "images: bootstrap, list, show",
     "engine": "what runs the machines: list, install, remove",
     "config": "settings: show",
+    "verify": "try everything once, with a VM that is made and deleted",
     "operation": "what the daemon is doing and has done: list, show, wait, cancel",
     "daemon": "the background process: run, status, stop",
     "version": "versions of banger and its daemon",
@@ -51,6 +52,10 @@ class Parser(argparse.ArgumentParser):
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all words. Raises `Invalid`, with the nearest flag as the hint."""
         parsed, rest = self.parse_known_args(words)
+        if (more := getattr(parsed, "more", "")) and not any(word.startswith("-") for word in rest):
+            # argparse gives a list nothing of what stands behind a flag: `ssh NAME -u USER COMMAND`
+            setattr(parsed, more, [*getattr(parsed, more), *rest])
+            rest = []
         if rest:
             where = getattr(parsed, "parser", self)
             flags = [flag for action in where._actions for flag in action.option_strings]
@@ -68,6 +73,12 @@ def common() -> Parser:
     shared.add_argument("--json", action="store_true", help="print one JSON document on stdout, and nothing else there")
     shared.add_argument("--debug", action="store_true", help="show tracebacks")
     return shared
+
+
+def add_common(parser: Parser) -> None:
+    """The same flags for a noun that is a command itself."""
+    for action in common()._actions:
+        parser._add_action(action)
 
 
 class Verbs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from banger.model.sizes import MIB, show_size
 
 if TYPE_CHECKING:
     from banger.model.operation import Operation
-    from banger.model.vm import VmHealth
+    from banger.model.vm import Check, VmHealth
 
 
 def print_vms(vms: Iterable[VmDocument]) -> None:
@@ -59,6 +60,7 @@ def print_vm(vm: VmDocument) -> None:
             ("engine", engine),
             ("accelerator", accelerator),
             ("network", network),
+            ("opencode", f"on guest port 4096; `banger vm opencode {vm['name']}`" if vm["opencode"] else ""),
             ("created", vm["created_at"]),
             ("uptime", duration(vm["uptime_s"]) if vm["uptime_s"] is not None else ""),
         )
@@ -66,11 +68,21 @@ def print_vm(vm: VmDocument) -> None:
 
 
 def print_health(report: VmHealth) -> None:
+    """Each check with what was seen; how long it has said so, where that is more than a moment; its next step."""
     print(f"{report.name} is {report.status}")
+    now = time.time()
     for check in report.checks:
-        print(f"  {'ok    ' if check.ok else 'failed'}  {check.name}: {check.detail}")
+        word = "failed" if not check.ok else "wait" if check.starting else "ok"
+        print(f"  {word:<6}  {check.name}: {check.detail}{_age(check, now)}")
         if check.hint:
             print(f"          try: {check.hint}")
+
+
+def _age(check: Check, now: float) -> str:
+    """When it was looked at, and since when it has said the same."""
+    seen = f"seen {duration(max(0.0, now - check.checked_at))} ago"
+    lasting = check.checked_at - check.since
+    return f" ({seen}, so for {duration(lasting)})" if lasting >= 1 else f" ({seen})"
 
 
 def print_images(images: Iterable[Mapping[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from banger.model.daemon import DaemonStatus
     from banger.model.documents import VmDocument
     from banger.model.operation import Event, Operation
-    from banger.model.vm import VmHealth, VmSpec
+    from banger.model.vm import OpencodeAccess, Report, VmHealth, VmSpec
 
 T = TypeVar("T")
 VERSION_HEADER = "x-banger-version"
@@ -69,21 +70,38 @@ class Client:
     def create_vm(self, spec: VmSpec) -> Operation:
         return self._begin("POST", "/vms", spec)
 
-    def change_vm(self, reference: str, verb: str, *, force: bool = False) -> Operation:
-        """`verb` is start, stop, restart, pause or resume."""
-        return self._begin("POST", f"{_vm(reference)}/{verb}{'?force=true' if force else ''}")
+    def change_vm(self, reference: str, verb: str, **flags: bool) -> Operation:
+        """`verb` is start, stop, restart, pause or resume; the flags are those of its route."""
+        query = urlencode({name: str(value).lower() for name, value in flags.items()})
+        return self._begin("POST", f"{_vm(reference)}/{verb}{'?' if query else ''}{query}")
 
     def delete_vm(self, reference: str) -> Operation:
         return self._begin("DELETE", _vm(reference))
 
-    def vm_health(self, reference: str) -> VmHealth:
+    def vm_health(self, reference: str, *, wait_s: float = 0.0) -> VmHealth:
         from banger.model.vm import VmHealth
 
-        return _convert(self._json("GET", f"{_vm(reference)}/health"), VmHealth)
+        return _convert(self._json("GET", f"{_vm(reference)}/health?wait={wait_s:g}"), VmHealth)
 
-    def vm_logs(self, reference: str, source: str, limit: int) -> str:
-        target = f"{_vm(reference)}/logs?{urlencode({'source': source, 'limit': limit})}"
-        return self._send("GET", target).body().decode(errors="replace")
+    def vm_opencode(self, reference: str) -> OpencodeAccess:
+        from banger.model.vm import OpencodeAccess
+
+        return _convert(self._json("GET", f"{_vm(reference)}/opencode"), OpencodeAccess)
+
+    def report_vm(self, reference: str) -> Report:
+        from banger.model.vm import Report
+
+        return _convert(self._json("POST", f"{_vm(reference)}/report"), Report)
+
+    def vm_logs(self, reference: str, source: str, limit: int) -> bytes:
+        """The last `limit` bytes of the `console` or `engine` log."""
+        return self._send("GET", f"{_vm(reference)}/logs?{urlencode({'source': source, 'limit': limit})}").body()
+
+    def follow_logs(self, reference: str, source: str, seen: bytes) -> Reply:
+        """What comes behind the last bytes seen, without an end; `client.logs` makes more of it."""
+        after = urlsafe_b64encode(seen).decode()
+        query = urlencode({"source": source, "follow": "true", "after": after})
+        return self._send("GET", f"{_vm(reference)}/logs?{query}")
 
     # images
     def list_images(self) -> list[dict[str, Any]]:

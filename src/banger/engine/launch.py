@@ -25,14 +25,19 @@ LOG_TAIL = 4000
 LEVEL = "Info"
 
 
-def tail(path: Path, limit: int = LOG_TAIL) -> str:
-    """The last bytes of a log as text; empty when there is none."""
+def tail_bytes(path: Path, limit: int) -> bytes:
+    """The last bytes of a log; none when there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - limit))
-            return file.read(limit).decode(errors="replace")
+            return file.read(limit)
     except FileNotFoundError:
-        return ""
+        return b""
+
+
+def tail(path: Path, limit: int = LOG_TAIL) -> str:
+    """The last bytes of a log as text; empty when there is none."""
+    return tail_bytes(path, limit).decode(errors="replace")
 
 
 def can_jail(engine: Engine) -> bool:
@@ -48,8 +53,22 @@ async def launch(engine: Engine, machine: Machine, paths: VmPaths) -> EngineProc
     if engine.capabilities.qcow2:
         words += [word for file in machine.backing_files for word in ("--backing-file", file)]
     _rotate_logs(paths)
-    child = _spawn([*engine.program, *words], paths)
+    keyboard = _open_keyboard(paths.console_input)
+    try:
+        child = _spawn([*engine.program, *words], paths, keyboard)
+    finally:
+        os.close(keyboard)
     return await _until_api(_identify(child, paths), paths)
+
+
+def _open_keyboard(path: Path) -> int:
+    """A named pipe that whoever types on the console opens. A fresh one: nobody types into a later boot by mistake.
+
+    The engine gets it open for writing too, and so never reads an end of file, whoever comes and goes.
+    """
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
 def _log_words(path: str) -> list[str]:
@@ -64,16 +83,21 @@ def _fresh_runtime(paths: VmPaths) -> None:
         shutil.rmtree(paths.runtime)
 
 
+def previous_log(log: Path) -> Path:
+    """Where a log of the start before is kept."""
+    return log.with_suffix(".previous.log")
+
+
 def _rotate_logs(paths: VmPaths) -> None:
     """Fresh logs for each start; those before are kept."""
     for log in (paths.console_log, paths.engine_log):
         if log.exists():
-            log.replace(log.with_suffix(".previous.log"))
+            log.replace(previous_log(log))
 
 
-def _spawn(argv: list[str], paths: VmPaths) -> Session:
+def _spawn(argv: list[str], paths: VmPaths, keyboard: int | None = None) -> Session:
     with paths.console_log.open("ab") as console, paths.engine_log.open("ab") as log_file:
-        return spawn_session(argv, stdout=console, stderr=log_file)
+        return spawn_session(argv, stdin=keyboard, stdout=console, stderr=log_file)
 
 
 def _identify(child: Session, paths: VmPaths) -> EngineProcess:
@@ -99,6 +123,7 @@ async def launch_jailed(
     _fresh_runtime(paths)
     paths.runtime.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _rotate_logs(paths)
+    paths.console_input.unlink(missing_ok=True)
     paths.engine_log.touch(mode=0o600)
     try:
         await furnish(jail, view, uid, paths.engine_log)

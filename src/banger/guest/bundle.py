@@ -14,8 +14,8 @@ Init = Literal["systemd", "openrc", "runit"]
 LIBRARY = "usr/lib/banger"
 COMPILE = (LIBRARY,)  # directories of Python to compile inside the image: bytecode halves the agent's start
 
-_PACKAGES = ("banger", "banger.guest", "banger.guest.agent")
-_SHARED = ("protocol.py", "tree.py")  # modules that host and guest both use
+_EMPTY = ("banger", "banger/guest")  # packages whose own file is empty in the guest
+_PACKAGES = ("agent", "tree")  # what host and guest both use, and the agent itself
 # What every guest gets, below `files` here -> path in the guest; `units.FILES` has the rest for each init.
 _COMMON = {
     "banger-setup": f"{LIBRARY}/banger-setup",
@@ -34,6 +34,11 @@ def agent_files(init: Init = "systemd") -> dict[str, tuple[bytes, int]]:
     return _agent() | _static(_COMMON | units.FILES[init]) | settings
 
 
+def agent_tree() -> dict[str, bytes]:
+    """Path below `LIBRARY` -> content: the agent alone, as the runtime bundle holds it."""
+    return {path.removeprefix(f"{LIBRARY}/"): content for path, (content, _) in _agent().items()}
+
+
 def links(init: Init = "systemd") -> dict[str, str]:
     """Guest path -> target of every symbolic link to make."""
     return dict(units.LINKS[init])
@@ -42,14 +47,14 @@ def links(init: Init = "systemd") -> dict[str, str]:
 def _agent() -> dict[str, tuple[bytes, int]]:
     """The agent's modules, in a tree of the same shape as here; packages above it are empty in the guest."""
     found: dict[str, tuple[bytes, int]] = {}
-    for package in _PACKAGES[:-1]:
-        found[f"{LIBRARY}/{package.replace('.', '/')}/__init__.py"] = (b"", 0o644)
+    for package in _EMPTY:
+        found[f"{LIBRARY}/{package}/__init__.py"] = (b"", 0o644)
     guest = files("banger.guest")
-    for name in _SHARED:
-        found[f"{LIBRARY}/banger/guest/{name}"] = (guest.joinpath(name).read_bytes(), 0o644)
-    for entry in guest.joinpath("agent").iterdir():
-        if entry.name.endswith(".py"):
-            found[f"{LIBRARY}/banger/guest/agent/{entry.name}"] = (entry.read_bytes(), 0o644)
+    found[f"{LIBRARY}/banger/guest/protocol.py"] = (guest.joinpath("protocol.py").read_bytes(), 0o644)
+    for package in _PACKAGES:
+        for entry in guest.joinpath(package).iterdir():
+            if entry.name.endswith(".py"):
+                found[f"{LIBRARY}/banger/guest/{package}/{entry.name}"] = (entry.read_bytes(), 0o644)
     return found
 
 

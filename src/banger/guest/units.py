@@ -10,6 +10,7 @@ FILES = {
     "systemd": {
         "banger-agent.service": f"{_UNITS}/banger-agent.service",
         "banger-setup.service": f"{_UNITS}/banger-setup.service",
+        "banger-console.service": f"{_UNITS}/banger-console.service",
         "banger-hostkey.service": f"{_UNITS}/banger-hostkey.service",
         "ssh.service.conf": f"{_UNITS}/ssh.service.d/banger.conf",
         "journald.conf": "etc/systemd/journald.conf.d/banger.conf",
@@ -36,6 +37,7 @@ _RUNIT_SERVICES = ("banger-agent", "sshd")
 _ENABLED = {
     "banger-agent.service": ("sysinit.target", "/etc/systemd/system/banger-agent.service"),
     "banger-setup.service": ("sysinit.target", "/etc/systemd/system/banger-setup.service"),
+    "banger-console.service": ("multi-user.target", "/etc/systemd/system/banger-console.service"),
     "ssh.service": ("multi-user.target", "/usr/lib/systemd/system/ssh.service"),
 }
 
@@ -43,7 +45,7 @@ _ENABLED = {
 _MASKED = {
     "getty@tty1.service": "there is no screen",
     "getty-static.service": "there is no screen",
-    "serial-getty@ttyS0.service": "the serial console is a log",
+    "serial-getty@ttyS0.service": "banger-console gives a shell on demand",
     "console-getty.service": "the console is a log",
     "systemd-logind.service": "no seats, no lids; the agent asks PID 1 itself to power off",
     "systemd-ask-password-console.path": "nobody is there to type a passphrase",

@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from banger.images import opencode
 from banger.images.apt_sources import host_sources, mirror_source
 from banger.images.catalog import check_free, measure_parts, publish, workspace
 from banger.images.confine import require_root, run_confined
@@ -53,7 +55,8 @@ _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 class DebianRequest:
     """What to make; `root_bytes` is the root disk's size.
 
-    `mirror` None means the host's own mirrors when it runs the same Debian, else mmdebstrap's default.
+    `mirror` None means the host's own mirrors when it runs the same Debian, else mmdebstrap's default. `opencode`
+    is installed if asked for, from `npm_registry` or where this host gets npm packages; its service is the seed's.
     """
 
     name: str
@@ -61,7 +64,8 @@ class DebianRequest:
     mirror: str | None = None
     root_bytes: int = ROOT_BYTES
     extra_packages: tuple[str, ...] = ()
-    has_opencode: bool = False
+    opencode: bool = False
+    npm_registry: str | None = None
 
 
 def package_cache(paths: Paths) -> Path:
@@ -72,21 +76,28 @@ def package_cache(paths: Paths) -> Path:
 async def bootstrap(paths: Paths, request: DebianRequest, progress: Progress) -> Image:
     """Make and publish the image. After a failure or a cancellation nothing is left but the package cache.
 
-    Raises `HostRequirement` (not root, programs, space), `Conflict` (the name is taken), `CommandFailed`,
-    `Timeout`, `Invalid` (a bad mirror, seed or kernel).
+    Raises `HostRequirement` (not root, programs, space, no npm registry), `Conflict` (the name is taken),
+    `CommandFailed`, `Timeout`, `Invalid` (a bad mirror, registry, seed, kernel or package).
     """
     recipe = _recipe(request)
     _check_host(paths, request)
+    # before the packages, which take a minute, as it may find that nobody knows a registry
+    program = await _locate_opencode(paths, request)
     async with workspace(paths) as work:
         root, out = work / "root", ImagePaths(work / "image")
         out.directory.mkdir(mode=0o700)
         async with progress.stage("packages", deadline_s=1800):
             await install(recipe, root, work / "kernel", package_cache(paths), progress)
+        if program is not None:
+            async with progress.stage("opencode", deadline_s=opencode.DOWNLOAD_S):
+                await opencode.fetch(program, progress)
+                await in_thread(opencode.install, program.file, root)
         async with progress.stage("kernel", deadline_s=180):
             kernel = await install_kernel(work / "kernel", root, out)
             progress.note(f"kernel {kernel.release}")
         async with progress.stage("seed", deadline_s=180):
-            packages = await _seed(root, request.seed, kernel, out)
+            others = [kernel.package, *([program.build.manifest] if program else [])]
+            packages = await _seed(root, request.seed, others, out)
         async with progress.stage("filesystem", deadline_s=600):
             await make_ext4(out.root, request.root_bytes, label="banger-root", tree=root)
         async with progress.stage("verify", deadline_s=600):
@@ -117,8 +128,17 @@ def _recipe(request: DebianRequest) -> Recipe:
     return Recipe(SUITE, sources, (*PACKAGES, *request.extra_packages), KERNELS)
 
 
-async def _seed(root: Path, seed: Seed, kernel: KernelPackage, out: ImagePaths) -> int:
-    """Clean and seed the root, compile, check, and write the manifest; how many packages it lists."""
+async def _locate_opencode(paths: Paths, request: DebianRequest) -> opencode.Package | None:
+    if not request.opencode:
+        return None
+    return await opencode.locate(opencode.BUILDS["glibc"], paths.downloads, request.npm_registry)
+
+
+async def _seed(root: Path, seed: Seed, others: Sequence[Mapping[str, str]], out: ImagePaths) -> int:
+    """Clean and seed the root, compile, check, and write the manifest; how many packages it lists.
+
+    `others` are packages that dpkg does not know of.
+    """
     await in_thread(clean, root)
     await in_thread(plant, root, seed)
     if seed.compile_dirs:
@@ -126,7 +146,7 @@ async def _seed(root: Path, seed: Seed, kernel: KernelPackage, out: ImagePaths) 
         python = ["/usr/bin/python3", "-m", "compileall", "-q", "--invalidation-mode", "timestamp"]
         await run_confined([chroot, str(root), *python, *seed.compile_dirs], timeout=120, on_line=lambda _: None)
     check_root(root)
-    packages = [*installed_packages(root), kernel.package]
+    packages = [*installed_packages(root), *others]
     packages.sort(key=lambda package: (package["name"], package["arch"]))
     out.manifest.write_text(json.dumps(packages, indent=1) + "\n")
     return len(packages)
@@ -152,5 +172,5 @@ def _describe(request: DebianRequest, recipe: Recipe, kernel: KernelPackage, out
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         origin="; ".join(recipe.sources) or f"mmdebstrap {recipe.suite}",
         needs_acpi=kernel.config.needs_acpi,
-        has_opencode=request.has_opencode,
+        has_opencode=request.opencode,
     )

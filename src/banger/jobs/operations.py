@@ -155,6 +155,10 @@ class Operations:
         """The operation with this id or unambiguous prefix. Raises `NotFound`."""
         return self._store.find(reference)
 
+    def events(self, operation_id: str) -> list[Event]:
+        """All that was told of an operation so far."""
+        return self._store.events(operation_id)
+
     @property
     def running(self) -> int:
         return len(self._tasks)

@@ -27,6 +27,7 @@ class VmDocument(TypedDict):
     created_at: str
     uptime_s: float | None
     health: str
+    opencode: bool
     problem: str
     engine_pid: int | None
     vsock_socket: str

@@ -23,6 +23,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     packages    how many packages the manifest lists
     created_at  RFC 3339, UTC
     origin      where the content came from, for people
+    has_opencode  the opencode program and its service are in it
     needs_acpi  the kernel finds its virtio devices by ACPI or PCI, not on its command line
     """
 
@@ -41,8 +42,12 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BootstrapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /images/bootstrap`; `mirror` None means the packages' source that this host uses."""
+    """The body of `POST /images/bootstrap`; `mirror` None means the packages' source that this host uses.
+
+    opencode  the image gets the opencode program and its service
+    """
 
     distro: Literal["debian"]
     name: str = "debian"
     mirror: str | None = None
+    opencode: bool = True

@@ -14,6 +14,9 @@ VCPU_MAX = 32
 WantedEngine = Literal["auto", "firecracker", "qemu"]
 DEFAULT_VCPU = 2
 DEFAULT_MEMORY_MIB = 1024
+OPENCODE_MEMORY_MIB = 1024  # it peaks at 800 MiB while it starts, and the guest needs some itself
+OPENCODE_PORT = 4096
+OPENCODE_USER = "opencode"
 
 
 class VmState(StrEnum):
@@ -29,7 +32,10 @@ LIVE = frozenset({VmState.RUNNING, VmState.PAUSED})
 
 
 class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /vms`: what the person asked for. Memory in MiB."""
+    """The body of `POST /vms`: what the person asked for. Memory in MiB.
+
+    `opencode` starts the server where the image has it; `wait_opencode` waits until it answers.
+    """
 
     name: str | None = None
     image: str = "debian"
@@ -37,6 +43,8 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     memory_mib: int = DEFAULT_MEMORY_MIB
     nat: bool = False
     engine: WantedEngine = "auto"
+    opencode: bool = True
+    wait_opencode: bool = True
 
     def check(self, *, host_memory_mib: int) -> None:
         """Raise `Invalid` for a name or size that cannot be."""
@@ -65,7 +73,8 @@ class EngineProcess(msgspec.Struct, frozen=True):
 class Vm(msgspec.Struct, frozen=True, kw_only=True):
     """A VM as stored. Times are seconds since the epoch.
 
-    `engine_reason` says why this engine runs it; `jailed`, that it does so in a chroot, as a user of its own.
+    `engine_reason` says why this engine runs it; `jailed`, that it does so in a chroot, as a user of its own;
+    `opencode`, that its image has the server and it shall run.
     """
 
     id: str
@@ -88,6 +97,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     engine_version: str = ""
     engine_reason: str = ""
     jailed: bool = False
+    opencode: bool = False
 
     @property
     def memory_bytes(self) -> int:
@@ -95,12 +105,19 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One named health check: whether it passed, what was seen, and the next step when it failed."""
+    """One named health check: whether it passed, what was seen, and the next step when it failed.
+
+    `starting`: it passes for now, as what it looks at may still be on its way. `checked_at` is when it was looked at,
+    `since` when it began to pass or fail without a break; both in seconds since the epoch.
+    """
 
     name: str
     ok: bool
     detail: str
     hint: str = ""
+    starting: bool = False
+    checked_at: float = 0.0
+    since: float = 0.0
 
 
 class VmHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,3 +127,27 @@ class VmHealth(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     checked_at: float
     checks: tuple[Check, ...]
+
+    @property
+    def settled(self) -> bool:
+        """Healthy, with nothing still on its way."""
+        return self.status == "healthy" and not any(check.starting for check in self.checks)
+
+    @property
+    def first_failure(self) -> Check | None:
+        return next((check for check in self.checks if not check.ok), None)
+
+
+class OpencodeAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a VM's opencode server listens in the guest, and how to log in (HTTP Basic)."""
+
+    port: int
+    username: str
+    password: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that holds all that is known of a VM, for whoever looks for a fault; `look` is where to look first."""
+
+    path: str
+    look: str

@@ -1,13 +1,13 @@
 """The guest's serial console: what it prints goes to our standard output, or where /serial says; what is typed, in."""
 
 import asyncio
-import contextlib
 import os
 import socket
 import stat
 import termios
 import time
 import tty
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,30 +81,48 @@ class SerialRelay:
             return
 
     def _cut(self) -> None:
-        """Keep the newest part. The file is open for appending, so the next write goes to its new end."""
+        """Keep the newest part. The file is open for appending, so the next write goes to its new end.
+
+        It is written before the rest is cut off: whoever follows the file finds its place again at any moment.
+        """
         size = os.fstat(self._output).st_size
-        with Path(f"/proc/self/fd/{self._output}").open("rb") as file:
+        with Path(f"/proc/self/fd/{self._output}").open("r+b") as file:
             file.seek(max(0, size - KEPT))
             newest = file.read(KEPT)
-        os.ftruncate(self._output, 0)
-        os.write(self._output, CUT + newest)
+            file.seek(0)
+            file.write(CUT + newest)
+            file.truncate()
 
-    def type(self, data: bytes) -> None:
-        """Give the guest what was typed; what it does not take is lost, as on a serial line."""
-        with contextlib.suppress(OSError):
-            self._serial.send(data)
+    def type(self, data: bytes) -> int:
+        """Give the guest what was typed; how many bytes it takes now. A guest that is gone takes everything."""
+        try:
+            return self._serial.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)
+
+    def typable(self, callback: Callable[[], None] | None) -> None:
+        """Call back whenever the guest takes more; with None no longer."""
+        if self._serial.fileno() >= 0:
+            loop = asyncio.get_running_loop()
+            loop.remove_writer(self._serial.fileno())
+            if callback is not None:
+                loop.add_writer(self._serial.fileno(), callback)
 
     def close(self) -> None:
         """Take what QEMU still has to say, and stop."""
         if self._serial.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._serial.fileno())
+            self.typable(None)
             self._serial.close()
 
 
 class Typing:
     """Standard input to the guest, when somebody is there to type: a terminal in the foreground, or a pipe.
 
-    A terminal is set to pass every key on, Ctrl-C too, as Firecracker does, and set back by `close`.
+    A terminal is set to pass every key on, Ctrl-C too, as Firecracker does, and set back by `close`. What the guest
+    does not take yet stays in the pipe.
     """
 
     def __init__(self, source: int, relay: SerialRelay) -> None:
@@ -112,6 +130,7 @@ class Typing:
         self._relay = relay
         self._modes: list[Any] | None = None
         self._open = False
+        self._untaken = b""
 
     def start(self) -> None:
         mode = os.fstat(self._source).st_mode
@@ -130,15 +149,27 @@ class Typing:
         except OSError:
             data = b""
         if data:
-            self._relay.type(data)
+            self._untaken = data
+            self._pass_on()
         else:
             self.close()
+
+    def _pass_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._untaken = self._untaken[self._relay.type(self._untaken) :]
+        if self._untaken:
+            loop.remove_reader(self._source)
+            self._relay.typable(self._pass_on)
+        else:
+            self._relay.typable(None)
+            loop.add_reader(self._source, self._read)
 
     def close(self) -> None:
         """Idempotent."""
         if self._open:
             self._open = False
             asyncio.get_running_loop().remove_reader(self._source)
+            self._relay.typable(None)
             if self._modes is not None:
                 termios.tcsetattr(self._source, termios.TCSADRAIN, self._modes)
 

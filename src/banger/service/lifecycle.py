@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,9 +23,11 @@ from banger.model.engine import Capabilities
 from banger.model.errors import BangerError, GuestUnreachable, Timeout
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.machine import Disk, Machine
-from banger.model.vm import EngineProcess, Vm, VmState, WantedEngine
+from banger.model.vm import Vm, VmState, WantedEngine
 from banger.network.user import user_nic
 from banger.paths import Paths
+from banger.service.health import Checks
+from banger.service.opencode import Opencode
 from banger.storage.overlays import create_root_copy, create_root_overlay
 from banger.store.vms import VmStore
 from banger.system.files import remove_tree
@@ -50,11 +52,21 @@ class GuestPanicked(GuestUnreachable):
 class Lifecycle:
     """The steps that operations on VMs are made of. Each step that makes something pushes its undo first."""
 
-    def __init__(self, paths: Paths, settings: Settings, vms: VmStore, engine: ChooseEngine) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        settings: Settings,
+        vms: VmStore,
+        engine: ChooseEngine,
+        opencode: Opencode,
+        checks: Checks,
+    ) -> None:
         self._paths = paths
         self._settings = settings
         self._vms = vms
         self._engine = engine
+        self._opencode = opencode
+        self._checks = checks
 
     async def make_disks(self, job: Job, vm: Vm) -> None:
         """The root disk: an overlay, O(1) in the image's size, or a copy for an engine that reads no overlays."""
@@ -71,15 +83,17 @@ class Lifecycle:
             else:
                 await create_root_copy(image.root, paths.root_copy, job)
 
-    async def boot(self, job: Job, vm: Vm) -> Vm:
-        """Start the engine and return once the agent answers. Raises with the console's last lines.
+    async def boot(self, job: Job, vm: Vm, *, wait_opencode: bool = True) -> Vm:
+        """Start the engine and return once the agent answers, and opencode where it shall run.
+
+        Raises with the console's last lines and the state of each check.
 
         QEMU's multi-threaded emulation now and then loses a race when a booting kernel patches its own code, and
         the kernel panics. Nothing of the person's has run by then, so the machine is booted again, and it is said.
         """
         for again in range(BOOTS_MAX - 1, -1, -1):
             try:
-                return await self._boot(job, vm)
+                return await self._boot(job, vm, wait_opencode=wait_opencode)
             except GuestPanicked as error:
                 if not again:
                     raise
@@ -87,7 +101,7 @@ class Lifecycle:
                 await self.end_engine(vm)
         raise AssertionError("the loop returns or raises")
 
-    async def _boot(self, job: Job, vm: Vm) -> Vm:
+    async def _boot(self, job: Job, vm: Vm, *, wait_opencode: bool) -> Vm:
         async with job.stage("engine"):
             needs = Needs(nat=vm.nat, qcow2=self._paths.vm(vm.id).root_overlay.exists())
             engine = await self._engine(vm.wanted_engine, needs)
@@ -101,7 +115,7 @@ class Lifecycle:
                 vm = msgspec.structs.replace(vm, engine_version=await api.version())
             for method, path, body in payload.configuration(machine):
                 await api.call(method, path, body)
-        await self._until_healthy(job, vm, api)
+        await self._until_healthy(job, vm, api, wait_opencode=wait_opencode)
         vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time())
         self._vms.update(vm)
         return vm
@@ -134,8 +148,7 @@ class Lifecycle:
             backing_files=(str(image.root),),
         )
 
-    async def _until_healthy(self, job: Job, vm: Vm, api: EngineApi) -> None:
-        assert vm.process is not None
+    async def _until_healthy(self, job: Job, vm: Vm, api: EngineApi, *, wait_opencode: bool) -> None:
         paths = self._paths.vm(vm.id)
         method, path, body = payload.START
         begun = time.monotonic()
@@ -144,30 +157,47 @@ class Lifecycle:
                 async with job.stage("start"):
                     await api.call(method, path, body, timeout=30.0)
                 async with job.stage("boot to healthy", deadline_s=self._settings.boot_timeout_s):
-                    await self._agent_or_end(vm, vm.process, ready)
+                    await self._or_end(vm, self._healthy(vm, ready))
+            if vm.opencode:
+                await self._or_end(vm, self._opencode.bring_up(job, vm, wait=wait_opencode))
         except (Timeout, GuestUnreachable) as error:
-            console = tail(paths.console_log).splitlines()[-CONSOLE_LINES:]
-            raise type(error)(
-                f"{vm.name} did not become healthy within {time.monotonic() - begun:.0f} s: {error.message}",
-                hint="the console's last lines are below; a slow host may need a larger boot_timeout_s",
-                details={"console": console, "engine": tail(paths.engine_log).splitlines()[-5:]},
-            ) from error
+            raise await self._unhealthy(vm, error, time.monotonic() - begun) from error
 
-    async def _agent_or_end(self, vm: Vm, process: EngineProcess, ready: ReadyListener) -> None:
-        """Return when /healthz says ok; raise when the engine ends first."""
-        healthy = asyncio.ensure_future(self._healthy(vm, ready))
-        ended = asyncio.ensure_future(process_end(process.pid, process.start_ticks))
+    async def _unhealthy(self, vm: Vm, error: Timeout | GuestUnreachable, seconds: float) -> BangerError:
+        """The error with all that helps to find its cause, as nothing else of a failed create will be left."""
+        paths = self._paths.vm(vm.id)
+        console = tail(paths.console_log)
+        checks = [
+            f"{check.name}: {'ok' if check.ok else 'failed'}: {check.detail}" for check in await self._checks.live(vm)
+        ]
+        return type(error)(
+            f"{vm.name} did not become healthy within {seconds:.0f} s: {error.message}",
+            hint=error.hint or "the console's last lines are below; a slow host may need a larger boot_timeout_s",
+            details={
+                **error.details,
+                "checks": checks,
+                "console": console.splitlines()[-CONSOLE_LINES:],
+                "console_tail": console,
+                "engine": tail(paths.engine_log).splitlines()[-5:],
+            },
+        )
+
+    async def _or_end(self, vm: Vm, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work; raise when the engine ends first."""
+        assert vm.process is not None
+        working = asyncio.ensure_future(work)
+        ended = asyncio.ensure_future(process_end(vm.process.pid, vm.process.start_ticks))
         try:
-            await asyncio.wait({healthy, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not healthy.done():
+            await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
                 if PANIC in tail(self._paths.vm(vm.id).console_log):
                     raise GuestPanicked("the guest's kernel panicked while it booted")
-                raise GuestUnreachable("the machine powered off or its engine ended before the agent answered")
-            healthy.result()
+                raise GuestUnreachable("the machine powered off or its engine ended before the guest was ready")
+            working.result()
         finally:
-            for task in (healthy, ended):
+            for task in (working, ended):
                 task.cancel()
-            await asyncio.gather(healthy, ended, return_exceptions=True)
+            await asyncio.gather(working, ended, return_exceptions=True)
 
     async def _healthy(self, vm: Vm, ready: ReadyListener) -> None:
         guest = Guest(self._paths.vm(vm.id).vsock_socket)

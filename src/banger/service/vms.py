@@ -1,12 +1,14 @@
 """VMs: what can be asked of them. A method decodes, begins an operation, and returns."""
 
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
 from banger.engine.installed import find_engines
-from banger.engine.launch import tail
+from banger.engine.launch import tail_bytes
 from banger.engine.select import Accelerator, Engine, Needs, choose, prove_accelerator
 from banger.guest.channel import ExecStream as ExecStream
 from banger.guest.channel import Guest
@@ -15,13 +17,25 @@ from banger.jobs.operations import Job, Operations
 from banger.model.documents import VmDocument
 from banger.model.errors import Conflict, Invalid
 from banger.model.guest import ExecRequest
+from banger.model.image import Image
 from banger.model.names import make_up_name, new_id
 from banger.model.operation import Operation
 from banger.model.sizes import MIB
-from banger.model.vm import LIVE, Vm, VmHealth, VmSpec, VmState, WantedEngine
+from banger.model.vm import (
+    LIVE,
+    OPENCODE_MEMORY_MIB,
+    OpencodeAccess,
+    Vm,
+    VmHealth,
+    VmSpec,
+    VmState,
+    WantedEngine,
+)
 from banger.paths import Paths
-from banger.service.health import Monitor, check_vm
+from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
+from banger.service.logs import LogFollowers
+from banger.service.opencode import Opencode
 from banger.storage.overlays import allocated_bytes
 from banger.store.vms import VmStore
 from banger.system.host import memory_total_bytes
@@ -30,10 +44,14 @@ LOG_BYTES_MAX = 4 * MIB
 
 
 class EngineChoice:
-    """Chooses engines. The accelerator is proven once for each life of the daemon, at the first need."""
+    """Chooses engines. The accelerator is proven once for each life of the daemon, at the first need.
 
-    def __init__(self, paths: Paths) -> None:
+    `preferred` is the bundle's engine, for VMs that ask for none.
+    """
+
+    def __init__(self, paths: Paths, preferred: WantedEngine = "auto") -> None:
         self._paths = paths
+        self._preferred: WantedEngine = preferred
         self._accelerator: Accelerator | None = None
 
     async def accelerator(self) -> Accelerator:
@@ -45,37 +63,66 @@ class EngineChoice:
     async def __call__(self, wanted: WantedEngine, needs: Needs) -> Engine:
         """Raises `HostRequirement`, `Unsupported`, `CommandFailed`."""
         accelerator = await self.accelerator()
-        return choose(await find_engines(self._paths, accelerator), accelerator, wanted, needs)
+        engines = await find_engines(self._paths, accelerator)
+        if wanted == "auto" and self._preferred != "auto":
+            engine = choose(engines, accelerator, self._preferred, needs)
+            return msgspec.structs.replace(engine, reason="the bundle names it")
+        return choose(engines, accelerator, wanted, needs)
 
 
 class VmService:
     """Everything that the API offers of VMs."""
 
     def __init__(
-        self, paths: Paths, vms: VmStore, operations: Operations, lifecycle: Lifecycle, monitor: Monitor
+        self,
+        paths: Paths,
+        vms: VmStore,
+        operations: Operations,
+        lifecycle: Lifecycle,
+        monitor: Monitor,
+        opencode: Opencode,
     ) -> None:
         self._paths = paths
         self._vms = vms
         self._operations = operations
         self._lifecycle = lifecycle
         self._monitor = monitor
+        self._opencode = opencode
+        self._followers = LogFollowers()
 
     def list(self) -> list[VmDocument]:
-        return [self._document(vm) for vm in self._vms.all()]
+        return [self.document(vm) for vm in self._vms.all()]
 
     def show(self, reference: str) -> VmDocument:
-        return self._document(self._vms.find(reference))
+        return self.document(self._vms.find(reference))
 
-    async def health(self, reference: str) -> VmHealth:
-        return await self._monitor.check(self._vms.find(reference))
+    async def health(self, reference: str, *, wait_s: float = 0.0) -> VmHealth:
+        """Check now; with `wait_s` again and again until nothing is still on its way."""
+        vm = self._vms.find(reference)
+        return await self._monitor.settle(vm.id, wait_s) or await self._monitor.check(vm)
 
-    def logs(self, reference: str, source: str, limit: int) -> str:
+    def opencode(self, reference: str) -> OpencodeAccess:
+        """How to log in to the guest's opencode server. Raises `Conflict` when there is none."""
+        return self._opencode.access(self._vms.find(reference))
+
+    def logs(self, reference: str, source: str, limit: int) -> bytes:
         """The last `limit` bytes of the `console` or `engine` log."""
+        return tail_bytes(self._log(reference, source), min(limit, LOG_BYTES_MAX))
+
+    def follow_logs(self, reference: str, source: str, seen: bytes | None, limit: int) -> AsyncIterator[bytes]:
+        """See `LogFollowers.follow`."""
+        return self._followers.follow(self._log(reference, source), seen, min(limit, LOG_BYTES_MAX))
+
+    def end_streams(self) -> None:
+        """Let everybody who follows a log know that the daemon ends."""
+        self._followers.close()
+
+    def _log(self, reference: str, source: str) -> Path:
         paths = self._paths.vm(self._vms.find(reference).id)
         logs = {"console": paths.console_log, "engine": paths.engine_log}
         if source not in logs:
             raise Invalid(f"there is no log {source!r}", hint="choose console or engine")
-        return tail(logs[source], min(limit, LOG_BYTES_MAX))
+        return logs[source]
 
     async def exec(self, reference: str, request: ExecRequest) -> ExecStream:
         """Run a command in a running guest. Raises `Conflict` when the VM is not running."""
@@ -88,18 +135,25 @@ class VmService:
         """Begin `vm.create`. Raises `Invalid`, `NotFound` (image), `Conflict` (name) before anything is made."""
         spec.check(host_memory_mib=memory_total_bytes() // MIB)
         image = find_image(self._paths, spec.image)
-        vm = self._new(spec, image.parts["root"].bytes)
+        vm = self._new(spec, image)
         self._operations.check_free(_target(vm))
         self._vms.add(vm)
 
         async def work(job: Job) -> VmDocument:
             job.undo("forget the VM", lambda: self._forget(vm))
             await self._lifecycle.make_disks(job, vm)
-            return await self._boot(job, vm)
+            return await self._boot(job, vm, wait_opencode=spec.wait_opencode)
 
         return self._operations.begin("vm.create", _target(vm), work)
 
-    def _new(self, spec: VmSpec, disk_bytes: int) -> Vm:
+    def _new(self, spec: VmSpec, image: Image) -> Vm:
+        opencode = image.has_opencode and spec.opencode
+        if opencode and spec.memory_mib < OPENCODE_MEMORY_MIB:
+            raise Invalid(
+                f"the image {image.name} runs opencode, which needs {OPENCODE_MEMORY_MIB} MiB of memory, "
+                f"and {spec.memory_mib} MiB were asked for",
+                hint=f"choose --memory {OPENCODE_MEMORY_MIB}M or more, or --no-opencode",
+            )
         return Vm(
             id=new_id(),
             name=spec.name or self._free_name(),
@@ -113,8 +167,9 @@ class VmService:
             accelerator="",
             accelerator_reason="",
             guest_ip="",
-            disk_bytes=disk_bytes,
+            disk_bytes=image.parts["root"].bytes,
             created_at=time.time(),
+            opencode=opencode,
         )
 
     def _free_name(self) -> str:
@@ -127,12 +182,12 @@ class VmService:
     async def _forget(self, vm: Vm) -> None:
         self._vms.remove(vm.id)
 
-    async def _boot(self, job: Job, vm: Vm) -> VmDocument:
-        running = await self._lifecycle.boot(job, vm)
-        self._monitor.watch(running, await check_vm(running, self._paths))
-        return self._document(running)
+    async def _boot(self, job: Job, vm: Vm, *, wait_opencode: bool) -> VmDocument:
+        running = await self._lifecycle.boot(job, vm, wait_opencode=wait_opencode)
+        await self._monitor.begin(running)
+        return self.document(running)
 
-    def start(self, reference: str) -> Operation:
+    def start(self, reference: str, *, wait_opencode: bool = True) -> Operation:
         """Begin `vm.start`. Raises `Conflict` when it runs already."""
         vm = self._vms.find(reference)
         self._operations.check_free(_target(vm))
@@ -141,23 +196,26 @@ class VmService:
         if vm.state in LIVE:
             raise Conflict(f"{vm.name} is running already", hint=f"banger vm show {vm.name}")
         find_image(self._paths, vm.image)
-        return self._operations.begin("vm.start", _target(vm), lambda job: self._boot(job, vm))
+        return self._operations.begin(
+            "vm.start", _target(vm), lambda job: self._boot(job, vm, wait_opencode=wait_opencode)
+        )
 
     def stop(self, reference: str, *, force: bool) -> Operation:
         """Begin `vm.stop`. Raises `Conflict` when it does not run."""
         vm = self._live(reference)
 
         async def work(job: Job) -> VmDocument:
-            return self._document(await self._power_off(job, vm, force=force))
+            return self.document(await self._power_off(job, vm, force=force))
 
         return self._operations.begin("vm.stop", _target(vm), work)
 
-    def restart(self, reference: str, *, force: bool) -> Operation:
+    def restart(self, reference: str, *, force: bool, wait_opencode: bool = True) -> Operation:
         """Begin `vm.restart`: power off, then boot."""
         vm = self._live(reference)
 
         async def work(job: Job) -> VmDocument:
-            return await self._boot(job, await self._power_off(job, vm, force=force))
+            stopped = await self._power_off(job, vm, force=force)
+            return await self._boot(job, stopped, wait_opencode=wait_opencode)
 
         return self._operations.begin("vm.restart", _target(vm), work)
 
@@ -170,7 +228,7 @@ class VmService:
         async def work(job: Job) -> VmDocument:
             paused = await self._lifecycle.pause(job, vm)
             await self._monitor.check(paused)
-            return self._document(paused)
+            return self.document(paused)
 
         return self._operations.begin("vm.pause", _target(vm), work)
 
@@ -183,7 +241,7 @@ class VmService:
         async def work(job: Job) -> VmDocument:
             running = await self._lifecycle.resume(job, vm)
             await self._monitor.check(running)
-            return self._document(running)
+            return self.document(running)
 
         return self._operations.begin("vm.resume", _target(vm), work)
 
@@ -237,7 +295,8 @@ class VmService:
             why = "how is not known" if status is None else f"status {status}"
             self._set_stopped(vm_id, VmState.FAILED, f"the engine ended by itself ({why})")
 
-    def _document(self, vm: Vm) -> VmDocument:
+    def document(self, vm: Vm) -> VmDocument:
+        """What is told of a VM."""
         paths = self._paths.vm(vm.id)
         return VmDocument(
             id=vm.id,
@@ -261,6 +320,7 @@ class VmService:
             created_at=datetime.fromtimestamp(vm.created_at, UTC).isoformat(timespec="seconds"),
             uptime_s=round(time.time() - vm.started_at, 1) if vm.started_at else None,
             health=self._monitor.status(vm),
+            opencode=vm.opencode,
             problem=vm.problem,
             engine_pid=vm.process.pid if vm.process else None,
             vsock_socket=str(paths.vsock_socket),

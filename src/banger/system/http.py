@@ -4,6 +4,7 @@ One request per connection is enough for both; h11 does the protocol.
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import h11
@@ -34,16 +35,17 @@ async def request(
     body: bytes = b"",
     *,
     max_body: int = MAX_BODY,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Send one request and read the whole reply. The caller sets the deadline and closes the stream.
 
     Raises `BadPeer` for anything but one well-formed reply within the limits.
     """
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADERS)
-    headers = [("Host", "localhost"), ("Connection", "close"), ("Accept", "application/json")]
+    fields = [("Host", "localhost"), ("Connection", "close"), ("Accept", "application/json"), *(headers or {}).items()]
     if body or method not in ("GET", "DELETE"):
-        headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    out = connection.send(h11.Request(method=method, target=path, headers=headers))
+        fields += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    out = connection.send(h11.Request(method=method, target=path, headers=fields))
     out = (out or b"") + (connection.send(h11.Data(data=body)) or b"" if body else b"")
     try:
         writer.write(out + (connection.send(h11.EndOfMessage()) or b""))

@@ -5,6 +5,7 @@ A failure raises `CommandFailed` whose message can be pasted into a shell.
 """
 
 import asyncio
+import contextlib
 import os
 import shlex
 import shutil
@@ -19,7 +20,8 @@ from banger.model.errors import CommandFailed, HostRequirement, Timeout
 Session = subprocess.Popen[bytes]
 STDERR_TAIL = 4000
 _KEPT = ("HOME", "USER", "LOGNAME", "TMPDIR", "TERM", "LANG", "XDG_", "BANGER_", "PYTHON", "SSL_CERT_", "http_proxy",
-         "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")  # fmt: skip
+         "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+         "npm_config_registry", "NPM_CONFIG_REGISTRY")  # fmt: skip
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -143,17 +145,18 @@ async def kill_group(child: asyncio.subprocess.Process) -> None:
 def spawn_session(
     argv: Sequence[str],
     *,
+    stdin: int | IO[bytes] | None = None,
     stdout: int | IO[bytes],
     stderr: int | IO[bytes],
     pass_fds: Sequence[int] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] = "/",
 ) -> Session:
-    """Start a process that outlives us, in a session of its own, with no stdin."""
+    """Start a process that outlives us, in a session of its own; no stdin unless one is given."""
     try:
         return subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=stdout,
             stderr=stderr,
             pass_fds=tuple(pass_fds),
@@ -165,3 +168,48 @@ def spawn_session(
         raise HostRequirement(
             f"cannot start {argv[0]}: not found", hint="`make setup` installs what banger needs"
         ) from error
+
+
+def run_foreground(argv: Sequence[str], *, package: str, env: Mapping[str, str] | None = None) -> int:
+    """Run a program that the person talks to: it has our terminal, our descriptors and our whole environment, or `env`.
+
+    Keys that signal are the child's (Ctrl-C, Ctrl-\\, Ctrl-Z); SIGTERM and SIGHUP to us are passed on to it. Returns
+    its exit status, or 128 and the number of the signal that ended it. Raises `HostRequirement` naming `package`.
+    """
+    program = find_program(argv[0], package=package)
+    child: Session | None = None
+
+    asked: list[int] = []
+
+    def pass_on() -> None:
+        while child is not None and asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, asked.pop())
+
+    def heard(number: int, _: object) -> None:
+        if number in (signal.SIGTERM, signal.SIGHUP):
+            asked.append(number)
+            pass_on()
+
+    # handlers, as a child would inherit that we ignore a signal
+    numbers = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, heard) for number in numbers}
+    try:
+        child = subprocess.Popen([program, *argv[1:]], env=env)
+        pass_on()  # what came while it was being started
+        status = _wait_in_foreground(child.pid)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _wait_in_foreground(pid: int) -> int:
+    """The wait status of a child; when it stops itself, so do we, for the shell that waits for us."""
+    while True:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            return status
+        os.kill(os.getpid(), signal.SIGTSTP)
+        os.kill(pid, signal.SIGCONT)

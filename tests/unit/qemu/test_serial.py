@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 import termios
 import time
@@ -139,3 +140,67 @@ def test_a_file_or_nothing_as_standard_input_is_no_keyboard(tmp_path: Path) -> N
     with (tmp_path / "file").open("rb") as file, Path("/dev/null").open("rb") as null:
         assert typed(file.fileno(), lambda: None) == b""
         assert typed(null.fileno(), lambda: None) == b""
+
+
+def test_what_the_guest_does_not_take_yet_waits_in_the_pipe() -> None:
+    """A long paste arrives whole, however slowly the guest reads."""
+    data = os.urandom(1 << 20)
+
+    async def main() -> bytes:
+        source, sink = os.pipe()
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        made = SerialRelay(ours, 1)
+        made.start()
+        typing = Typing(source, made)
+        typing.start()
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(None, _write_all, sink, data)
+        taken = bytearray()
+        async with asyncio.timeout(30):
+            while len(taken) < len(data):
+                taken += await loop.sock_recv(theirs, 1000)
+            await writing
+        typing.close()
+        made.close()
+        for end in (source, sink):
+            os.close(end)
+        theirs.close()
+        return bytes(taken)
+
+    assert asyncio.run(main()) == data
+
+
+def _write_all(sink: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(sink, view) :]
+
+
+def test_typing_ends_well_while_the_guest_takes_nothing() -> None:
+    async def main() -> None:
+        source, sink = os.pipe()
+        ours, theirs = socket.socketpair()
+        made = SerialRelay(ours, 1)
+        made.start()
+        typing = Typing(source, made)
+        typing.start()
+        os.set_blocking(sink, False)
+        full = False
+        async with asyncio.timeout(30):
+            while not full:
+                try:
+                    os.write(sink, b"x" * 4096)
+                except BlockingIOError:
+                    # full only when the relay has had its turn and left it so
+                    await asyncio.sleep(0.01)
+                    full = not select.select([], [sink], [], 0)[1]
+                await asyncio.sleep(0)
+        theirs.close()
+        typing.close()
+        made.close()
+        for end in (source, sink):
+            os.close(end)
+
+    asyncio.run(main())

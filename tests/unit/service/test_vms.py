@@ -11,8 +11,9 @@ from banger.config import Settings
 from banger.jobs.operations import Job, Operations
 from banger.model.vm import Vm, VmState
 from banger.paths import Paths
-from banger.service.health import Monitor
+from banger.service.health import Checks, Monitor
 from banger.service.lifecycle import Lifecycle
+from banger.service.opencode import Opencode
 from banger.service.vms import EngineChoice, VmService
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
@@ -28,8 +29,11 @@ class Bench:
         settings = Settings()
         self.vms, self.operations = vms, operations
         self.vms.add(make_vm("a", "0123456789ab"))
-        lifecycle = Lifecycle(paths, settings, vms, EngineChoice(paths))
-        self.service = VmService(paths, vms, operations, lifecycle, Monitor(paths, 60, vms.get, lambda *_: None))
+        opencode = Opencode(paths, settings)
+        checks = Checks(paths, opencode)
+        lifecycle = Lifecycle(paths, settings, vms, EngineChoice(paths), opencode, checks)
+        monitor = Monitor(checks, 60, vms.get, lambda *_: None)
+        self.service = VmService(paths, vms, operations, lifecycle, monitor, opencode)
 
     def vm(self) -> Vm:
         return self.vms.find("a")

@@ -1,24 +1,28 @@
 """/vms"""
 
 import asyncio
+import base64
 import contextlib
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Controller, MediaType, WebSocket, delete, get, post, websocket
+from litestar import Controller, MediaType, Response, WebSocket, delete, get, post, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Parameter
+from litestar.response import Stream as ByteStream
 
 from banger.api.services import Services
 from banger.model.documents import VmDocument
 from banger.model.errors import BangerError, Invalid
 from banger.model.guest import ExecRequest, Stream
 from banger.model.operation import Operation
-from banger.model.vm import VmHealth, VmSpec
+from banger.model.vm import OpencodeAccess, Report, VmHealth, VmSpec
 from banger.service.vms import ExecStream
 
 Socket = WebSocket[Any, Any, Any]
 Force = Annotated[bool, Parameter(description="Do not wait for the guest")]
+WaitOpencode = Annotated[bool, Parameter(description="Return only when opencode answers, where it shall run")]
+HEALTH_WAIT_MAX_S = 600
 FIRST_MESSAGE_S = 10.0
 
 
@@ -43,16 +47,18 @@ class Vms(Controller):
         return services.vms.delete(ref)
 
     @post("/{ref:str}/start", status_code=202, summary="Boot a stopped VM")
-    async def start_vm(self, ref: str, services: Services) -> Operation:
-        return services.vms.start(ref)
+    async def start_vm(self, ref: str, services: Services, wait_opencode: WaitOpencode = True) -> Operation:
+        return services.vms.start(ref, wait_opencode=wait_opencode)
 
     @post("/{ref:str}/stop", status_code=202, summary="Power a VM off")
     async def stop_vm(self, ref: str, services: Services, force: Force = False) -> Operation:
         return services.vms.stop(ref, force=force)
 
     @post("/{ref:str}/restart", status_code=202, summary="Power a VM off and boot it")
-    async def restart_vm(self, ref: str, services: Services, force: Force = False) -> Operation:
-        return services.vms.restart(ref, force=force)
+    async def restart_vm(
+        self, ref: str, services: Services, force: Force = False, wait_opencode: WaitOpencode = True
+    ) -> Operation:
+        return services.vms.restart(ref, force=force, wait_opencode=wait_opencode)
 
     @post("/{ref:str}/pause", status_code=202, summary="Stop a VM's processors and keep its memory")
     async def pause_vm(self, ref: str, services: Services) -> Operation:
@@ -63,18 +69,42 @@ class Vms(Controller):
         return services.vms.resume(ref)
 
     @get("/{ref:str}/health", summary="Check a VM now")
-    async def vm_health(self, ref: str, services: Services) -> VmHealth:
-        return await services.vms.health(ref)
+    async def vm_health(
+        self,
+        ref: str,
+        services: Services,
+        wait: Annotated[
+            float, Parameter(ge=0, le=HEALTH_WAIT_MAX_S, description="seconds to wait until nothing is starting")
+        ] = 0,
+    ) -> VmHealth:
+        return await services.vms.health(ref, wait_s=wait)
 
-    @get("/{ref:str}/logs", media_type=MediaType.TEXT, summary="The end of the console or engine log")
+    @get("/{ref:str}/opencode", summary="Port and credentials of a VM's opencode server")
+    async def vm_opencode(self, ref: str, services: Services) -> OpencodeAccess:
+        return services.vms.opencode(ref)
+
+    @post("/{ref:str}/report", status_code=201, summary="Write a file with all that is known of a VM, gone ones too")
+    async def report_vm(self, ref: str, services: Services) -> Report:
+        return await services.reporter.write(ref)
+
+    @get("/{ref:str}/logs", media_type=MediaType.TEXT, summary="The end of the console or engine log, and what comes")
     async def vm_logs(
         self,
         ref: str,
         services: Services,
         source: str = "console",
         limit: Annotated[int, Parameter(ge=0, le=4194304, description="bytes")] = 65536,
-    ) -> str:
-        return services.vms.logs(ref, source, limit)
+        follow: Annotated[bool, Parameter(description="Go on until the VM is deleted or the daemon ends")] = False,
+        after: Annotated[
+            str | None,
+            Parameter(max_length=1024, description="Follow behind these bytes, the last 256 seen (URL-safe base64)"),
+        ] = None,
+    ) -> Response[Any]:
+        if not follow:
+            return Response(services.vms.logs(ref, source, limit), media_type=MediaType.TEXT)
+        pieces = services.vms.follow_logs(ref, source, _decoded(after), limit)
+        await anext(pieces)  # what forbids to follow is told by the status
+        return ByteStream(pieces, media_type=MediaType.TEXT)
 
     @websocket("/{ref:str}/exec")
     async def exec_in_vm(self, socket: Socket, ref: str, services: Services) -> None:
@@ -94,6 +124,13 @@ class Vms(Controller):
             return
         else:
             await _relay(socket, stream)
+
+
+def _decoded(text: str | None) -> bytes | None:
+    try:
+        return None if text is None else base64.urlsafe_b64decode(text)
+    except ValueError as error:
+        raise Invalid("`after` is not URL-safe base64", hint="without it the last `limit` bytes come first") from error
 
 
 async def _refuse(socket: Socket, error: BangerError) -> None:

@@ -12,6 +12,9 @@ def register(parser: Parser) -> None:
     verb.add_argument("distro", choices=("debian",), metavar="DISTRO", help="debian")
     verb.add_argument("--name", help="the image's name (default: the distribution's)")
     verb.add_argument("--mirror", metavar="URL", help="where packages come from (default: as this host gets them)")
+    verb.add_argument(
+        "--opencode", action=argparse.BooleanOptionalAction, default=True, help="with the opencode server, or without"
+    )
     verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
     verbs.add("list", list_images, "list the images")
     verb = verbs.add("show", show, "show one image and its parts")
@@ -28,6 +31,7 @@ def bootstrap(arguments: argparse.Namespace) -> int:
         "distro": arguments.distro,
         "name": arguments.name or arguments.distro,
         "mirror": arguments.mirror,
+        "opencode": arguments.opencode,
     }
     operation = connection.bootstrap_image(spec)
     if not arguments.detach:

@@ -4,12 +4,11 @@ import argparse
 
 from banger import __version__
 from banger.cli.connect import client
-from banger.cli.parser import Parser, common
+from banger.cli.parser import Parser, add_common
 
 
 def register(parser: Parser) -> None:
-    for action in common()._actions:
-        parser._add_action(action)
+    add_common(parser)
     parser.set_defaults(handler=version, parser=parser)
 
 

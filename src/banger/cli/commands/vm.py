@@ -8,6 +8,8 @@ from banger.cli.connect import add_name, client, name_of, required_name
 from banger.cli.parser import Handler, Parser, Verbs
 from banger.model.errors import Cancelled, Invalid
 
+HEALTH_WAIT_MAX_S = 600
+
 
 def register(parser: Parser) -> None:
     verbs = Verbs(parser)
@@ -18,11 +20,23 @@ def register(parser: Parser) -> None:
     _register_changes(verbs)
     _register_exec(verbs)
     vm_access.register(verbs)
-    add_name(verbs.add("health", health, "check a VM now: engine, agent, services"))
-    verb = verbs.add("logs", logs, "print the end of a VM's console log")
+    verb = verbs.add("health", health, "check a VM now: engine, agent, services")
     add_name(verb)
+    verb.add_argument(
+        "--wait", type=float, default=0.0, metavar="S", help="wait so many seconds until nothing is still starting"
+    )
+    add_name(verbs.add("report", report, "write a file with all that is known of a VM, for whoever looks for a fault"))
+    verb = verbs.add(
+        "logs",
+        logs,
+        "print the end of a VM's console log, and with -f what comes",
+        epilog="-f goes on over restarts of the VM until it is deleted (status 0), or until Ctrl-C (status 130).",
+    )
+    add_name(verb)
+    verb.add_argument("-f", "--follow", action="store_true", help="go on printing what comes")
     verb.add_argument("--source", choices=("console", "engine"), default="console", help="which log (default: console)")
     verb.add_argument("-n", "--lines", type=int, default=200, metavar="N", help="how many lines (default: 200)")
+    vm_access.register_plumbing(verbs)
 
 
 def _register_create(verbs: Verbs) -> None:
@@ -40,12 +54,17 @@ def _register_create(verbs: Verbs) -> None:
         default="auto",
         help="what runs the VM; auto: firecracker where it can, else qemu (default: auto)",
     )
+    verb.add_argument(
+        "--no-opencode", dest="opencode", action="store_false", help="do not start the image's opencode server"
+    )
+    _wait_opencode(verb)
     _detach(verb)
 
 
 def _register_changes(verbs: Verbs) -> None:
     verb = verbs.add("start", change("start"), "boot a stopped VM and return when it is healthy")
     add_name(verb)
+    _wait_opencode(verb)
     _detach(verb)
     for name, text in (
         ("stop", "power a VM off; its disk is kept"),
@@ -54,6 +73,8 @@ def _register_changes(verbs: Verbs) -> None:
         verb = verbs.add(name, change(name), text)
         add_name(verb)
         verb.add_argument("--force", action="store_true", help="do not wait for the guest to power off")
+        if name == "restart":
+            _wait_opencode(verb)
         _detach(verb)
     for name, text in (
         ("pause", "stop a VM's processors; its memory is kept"),
@@ -85,6 +106,12 @@ def _register_exec(verbs: Verbs) -> None:
     verb.add_argument("-w", "--cwd", metavar="DIR", help="the directory to run in (default: the user's home)")
     verb.add_argument("-u", "--user", metavar="USER", help="the user to run as (default: root)")
     verb.add_argument("--timeout", type=float, metavar="S", help="end the command after so many seconds (status 124)")
+
+
+def _wait_opencode(verb: Parser) -> None:
+    verb.add_argument(
+        "--no-wait-opencode", dest="wait_opencode", action="store_false", help="return before opencode answers"
+    )
 
 
 def _detach(verb: Parser) -> None:
@@ -122,6 +149,8 @@ def create(arguments: argparse.Namespace) -> int:
         memory_mib=parse_size(arguments.memory, "--memory", unit="m") // MIB,
         nat=arguments.nat,
         engine=arguments.engine,
+        opencode=arguments.opencode,
+        wait_opencode=arguments.wait_opencode,
     )
     return _run(arguments, client().create_vm(spec))
 
@@ -152,8 +181,8 @@ def show(arguments: argparse.Namespace) -> int:
 
 def change(verb: str) -> Handler:
     def handler(arguments: argparse.Namespace) -> int:
-        force = getattr(arguments, "force", False)
-        return _run(arguments, client().change_vm(required_name(arguments), verb, force=force))
+        given = {name: getattr(arguments, name) for name in ("force", "wait_opencode") if hasattr(arguments, name)}
+        return _run(arguments, client().change_vm(required_name(arguments), verb, **given))
 
     return handler
 
@@ -201,7 +230,9 @@ def health(arguments: argparse.Namespace) -> int:
     from banger.cli.render import print_json
     from banger.cli.show import print_health
 
-    report = client().vm_health(required_name(arguments))
+    if not 0 <= arguments.wait <= HEALTH_WAIT_MAX_S:
+        raise Invalid("--wait is out of range", hint=f"choose 0 to {HEALTH_WAIT_MAX_S} seconds")
+    report = client().vm_health(required_name(arguments), wait_s=arguments.wait)
     print_json(report) if arguments.json else print_health(report)
     failed = {check.name for check in report.checks if not check.ok}
     if report.status == "stopped":
@@ -209,15 +240,19 @@ def health(arguments: argparse.Namespace) -> int:
     return 6 if failed & {"engine", "engine-api", "agent"} else int(bool(failed))
 
 
-def logs(arguments: argparse.Namespace) -> int:
-    if arguments.lines < 0:
-        raise Invalid("--lines cannot be negative", hint="choose 0 or more")
-    text = client().vm_logs(required_name(arguments), arguments.source, min(4 << 20, max(4096, arguments.lines * 400)))
-    lines = text.splitlines()[-arguments.lines :] if arguments.lines else []
-    if arguments.json:
-        from banger.cli.render import print_json
+def report(arguments: argparse.Namespace) -> int:
+    from banger.cli.render import print_json
 
-        print_json({"source": arguments.source, "lines": lines})
+    written = client().report_vm(required_name(arguments))
+    if arguments.json:
+        print_json(written)
     else:
-        print("\n".join(lines))
+        print(written.path)
+        print(f"look first at {written.look}", file=sys.stderr)
     return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    from banger.cli.logs import run_logs
+
+    return run_logs(arguments)

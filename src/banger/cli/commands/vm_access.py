@@ -49,22 +49,34 @@ def _register_ssh(verbs: Verbs) -> None:
         "ssh",
         _lazy("ssh", "run_ssh"),
         "log in with the system's ssh, over vsock: no network is needed",
-        epilog="Words behind NAME are the remote command; behind -- everything goes to ssh as it is.\n"
+        epilog="Words behind NAME are the remote command; behind -- everything goes to ssh as it is,\n"
+        "options first. Your ~/.ssh/config applies where it does not contradict what is needed.\n"
         "examples:  banger vm ssh demo\n"
         "           banger vm ssh demo uptime\n"
+        "           banger vm ssh demo -- ls -l /root\n"
         "           banger vm ssh demo -- -L 8080:localhost:80 -A",
     )
     add_name(verb)
-    verb.set_defaults(takes_tail=True)
+    verb.set_defaults(takes_tail=True, more="words")
     verb.add_argument("words", nargs="*", metavar="COMMAND", help="a command to run instead of a shell")
     verb.add_argument("-u", "--user", metavar="USER", default="root", help="the user to log in as (default: root)")
     verb = verbs.add(
-        "ssh-config", _lazy("ssh", "run_ssh_config"), "print a block for ~/.ssh/config, for editors and rsync"
+        "ssh-config",
+        _lazy("ssh", "run_ssh_config"),
+        "print a block for ~/.ssh/config, for editors, scp and rsync",
+        epilog="examples:  banger vm ssh-config demo >> ~/.ssh/config\n           scp report.txt demo.banger:",
     )
     add_name(verb)
+
+
+def register_plumbing(verbs: Verbs) -> None:
+    """What other programs run; last in the help."""
     verb = verbs.add("proxy", _lazy("ssh", "run_proxy"), "join standard input and output with a port of the guest")
     add_name(verb)
     verb.add_argument("--port", type=int, default=22, metavar="N", help="the guest's TCP port (default: 22)")
+    verb.add_argument(
+        "--wait", type=float, default=0.0, metavar="S", help="how long to try while nothing listens there (default: 0)"
+    )
 
 
 def _register_ports(verbs: Verbs) -> None:
@@ -78,6 +90,7 @@ def _register_ports(verbs: Verbs) -> None:
         "           banger vm forward demo 0:4096",
     )
     add_name(verb)
+    verb.set_defaults(more="ports")
     verb.add_argument("ports", nargs="*", metavar="PORT", help="what to forward, like 8080:80")
     verb.add_argument("-q", "--quiet", action="store_true", help="show no traffic")
 
@@ -87,10 +100,13 @@ def _register_console(verbs: Verbs) -> None:
         "console",
         _lazy("console", "run_console"),
         "attach to a VM's serial console",
-        epilog="Press Enter for a prompt. Enter ~ . detaches; Enter ~ ? shows the other escapes.",
+        epilog="Press Enter for a prompt. Enter ~ . detaches; Enter ~ ? shows the other escapes.\n"
+        "Input that is piped in is typed as it is, without escapes; output goes on until Ctrl-C.",
     )
     add_name(verb)
-    verb.add_argument("--escape", default="~", metavar="CHAR", help="the escape character (default: ~)")
+    verb.add_argument(
+        "--escape", default="~", metavar="CHAR", help="the escape: ~, another one, like ^], or none (default: ~)"
+    )
 
 
 def _register_opencode(verbs: Verbs) -> None:

@@ -8,7 +8,7 @@ from time import sleep
 
 from banger.guest.agent import http1
 from banger.guest.agent.health import boot_id, report
-from banger.guest.protocol import AGENT_PORT, EXEC_UPGRADE, HOST_CID, READY_PORT, READY_WORD
+from banger.guest.protocol import AGENT_PORT, EXEC_UPGRADE, FILES_UPGRADE, HOST_CID, READY_PORT, READY_WORD
 
 MAX_CONNECTIONS = 256
 READY_SECONDS = 5.0
@@ -105,6 +105,7 @@ class Server:
             "/exec": ("POST", _exec),
             "/identity": ("GET, POST", self._identity),
             "/opencode": ("POST", self._opencode),
+            "/files": ("POST", _files),
             "/shutdown": ("POST", self._shutdown),
         }
         if request.path not in routes:
@@ -185,6 +186,14 @@ def _exec(sock: _socket.socket, request: http1.Request) -> None:
     from banger.guest.agent.execution import execute
 
     execute(sock, request)
+
+
+def _files(sock: _socket.socket, request: http1.Request) -> None:
+    if request.headers.get("upgrade", "").lower() != FILES_UPGRADE:
+        raise http1.Refused(426, "files needs Upgrade: " + FILES_UPGRADE, {"Upgrade": FILES_UPGRADE})
+    from banger.guest.agent.files import copy
+
+    copy(sock, request)
 
 
 def _listen(unix: "str | None") -> _socket.socket:
