@@ -51,8 +51,12 @@ def test_paths_stay_below_the_root_and_do_not_collide(init: Init) -> None:
 
 @pytest.mark.parametrize("init", INITS)
 def test_agent_brings_every_module_that_it_imports(init: Init) -> None:
-    names = {Path(path).name for path in agent_files(init) if path.startswith("usr/lib/banger/")}
-    assert {"protocol.py", "pack.py", "server.py", "tunnel.py", "banger-setup"} <= names
+    """Also those that a handler imports when it is first used."""
+    brought = {path: content for path, (content, _) in agent_files(init).items() if path.endswith(".py")}
+    for path, content in brought.items():
+        for name in re.findall(r"^\s*(?:from|import) (banger[.\w]*)", content.decode(), re.MULTILINE):
+            place = f"usr/lib/banger/{name.replace('.', '/')}"
+            assert {f"{place}.py", f"{place}/__init__.py"} & set(brought), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("init", ["openrc", "runit"])
