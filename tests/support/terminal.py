@@ -38,6 +38,9 @@ class Terminal:
             while data := os.read(self._master, 65536):
                 self._parts.append(data)
 
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
     def wait(self, true: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not true():
