@@ -40,6 +40,8 @@ class Home:
         if images is not None:
             (self.root / "state").mkdir(mode=0o700)
             (self.root / "state" / "images").symlink_to(images)
+            # the images let in the key of the home where they were made
+            shutil.copytree(images.resolve().parent / "ssh", self.root / "state" / "ssh")
 
     @property
     def runtime(self) -> Path:

@@ -38,8 +38,12 @@ class Terminal:
             while data := os.read(self._master, 65536):
                 self._parts.append(data)
 
-    def type(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
+    def type(self, data: bytes) -> None:
+        """Press keys."""
+        os.write(self._master, data)
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
 
     def wait(self, true: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from banger.cli.connect import client, name_and_words
 from banger.client.api import Client
 from banger.client.forward import Forwarder, Traffic
-from banger.client.guest import check_running
+from banger.client.guest import check_running, connect_request
 from banger.client.loopback import Forward
 from banger.client.tunnel import Dialer
 from banger.model.documents import VmDocument
@@ -64,6 +64,7 @@ def parse_forward(text: str) -> Forward:
                 hint=f"leave the address out: {local or port}:{port}",
             )
     number = _port(port, text, least=1)
+    connect_request(host or "localhost", number)  # raises for a host that cannot be one
     return Forward(_port(local, text, least=0) if local else number, host or "localhost", number)
 
 

@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all words. Raises `Invalid`, with the nearest flag as the hint."""
         parsed, rest = self.parse_known_args(words)
+        if (more := getattr(parsed, "more", "")) and not any(word.startswith("-") for word in rest):
+            # argparse gives a list nothing of what stands behind a flag: `ssh NAME -u USER COMMAND`
+            setattr(parsed, more, [*getattr(parsed, more), *rest])
+            rest = []
         if rest:
             where = getattr(parsed, "parser", self)
             flags = [flag for action in where._actions for flag in action.option_strings]

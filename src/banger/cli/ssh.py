@@ -30,13 +30,14 @@ class Bounded(Client):
 
 def run_ssh(arguments: argparse.Namespace) -> int:
     """Log in, or run a command; the status is ssh's."""
-    from banger.client.ssh import pin_host_keys, run_ssh_program, ssh_argv
+    from banger.client.ssh import check_key, pin_host_keys, run_ssh_program, ssh_argv
 
     if arguments.json:
         raise Invalid("ssh passes the command's own output through, so --json means nothing here", hint="leave it out")
     paths = default_paths()
     name, words = name_and_words(arguments, arguments.words)
     vm = client().show_vm(name)
+    check_key(paths)
     pin_host_keys(vm, paths.vm(vm["id"]).known_hosts)
     status = run_ssh_program(ssh_argv(vm, paths, arguments.user, [*arguments.tail, *words]))
     if status:
@@ -93,10 +94,11 @@ def _wait_for_end(pid: int | None, seconds: float) -> None:
 
 
 def run_ssh_config(arguments: argparse.Namespace) -> int:
-    from banger.client.ssh import config_block, pin_host_keys, ssh_hosts, ssh_options
+    from banger.client.ssh import check_key, config_block, pin_host_keys, ssh_hosts, ssh_options
 
     paths = default_paths()
     vm = client().show_vm(required_name(arguments))
+    check_key(paths)
     pin_host_keys(vm, paths.vm(vm["id"]).known_hosts)
     options = ssh_options(vm, paths, "root")
     if arguments.json:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from banger.client import guest
 from banger.model.documents import VmDocument
-from banger.model.errors import GuestUnreachable
+from banger.model.errors import GuestUnreachable, HostRequirement
 from banger.paths import Paths
 
 PORT = 22
@@ -101,6 +101,15 @@ def ssh_hosts(vm: VmDocument) -> tuple[str, str]:
 def config_block(vm: VmDocument, options: Mapping[str, str]) -> str:
     lines = [f"Host {' '.join(ssh_hosts(vm))}", *(f"    {name} {value}" for name, value in options.items())]
     return "\n".join(lines)
+
+
+def check_key(paths: Paths) -> None:
+    """Raise `HostRequirement` when the private key that our images let in is not there."""
+    if not paths.ssh_key.exists():
+        raise HostRequirement(
+            f"there is no SSH key at {paths.ssh_key}",
+            hint="`banger image bootstrap` makes one, and an image that lets it in",
+        )
 
 
 def pin_host_keys(vm: VmDocument, known_hosts: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from banger.client import guest
 from banger.client.api import Client
-from banger.guest.protocol import MAX_HEAD
+from banger.guest import protocol
 from banger.model.documents import VmDocument
 from banger.model.errors import BangerError, GuestUnreachable
 
@@ -48,7 +48,7 @@ async def _connect(vm: VmDocument, stream: socket.socket, asked: bytes) -> bytes
         guest.check_handshake(vm, line)
         async with asyncio.timeout(guest.ANSWER_S):
             await loop.sock_sendall(stream, asked)
-            head, early = await _until(stream, early, guest.HEAD_END, MAX_HEAD)
+            head, early = await _until(stream, early, guest.HEAD_END, protocol.MAX_HEAD)
             status = guest.status_of(vm, head)
             if status != b"200":
                 raise guest.refusal(vm, status, await _rest(stream, early))
@@ -72,7 +72,7 @@ async def _until(stream: socket.socket, data: bytes, end: bytes, limit: int) -> 
 
 async def _rest(stream: socket.socket, body: bytes) -> bytes:
     loop = asyncio.get_running_loop()
-    while len(body) <= MAX_HEAD and (data := await loop.sock_recv(stream, _READ)):
+    while len(body) <= protocol.MAX_HEAD and (data := await loop.sock_recv(stream, _READ)):
         body += data
     return body
 

@@ -5,6 +5,7 @@ A failure raises `CommandFailed` whose message can be pasted into a shell.
 """
 
 import asyncio
+import contextlib
 import os
 import shlex
 import shutil
@@ -178,15 +179,24 @@ def run_foreground(argv: Sequence[str], *, package: str, env: Mapping[str, str] 
     program = find_program(argv[0], package=package)
     child: Session | None = None
 
-    def passed_on(number: int, _: object) -> None:
-        if child is not None and number in (signal.SIGTERM, signal.SIGHUP):
-            os.kill(child.pid, number)
+    asked: list[int] = []
+
+    def pass_on() -> None:
+        while child is not None and asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, asked.pop())
+
+    def heard(number: int, _: object) -> None:
+        if number in (signal.SIGTERM, signal.SIGHUP):
+            asked.append(number)
+            pass_on()
 
     # handlers, as a child would inherit that we ignore a signal
     numbers = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, passed_on) for number in numbers}
+    before = {number: signal.signal(number, heard) for number in numbers}
     try:
         child = subprocess.Popen([program, *argv[1:]], env=env)
+        pass_on()  # what came while it was being started
         status = _wait_in_foreground(child.pid)
         child.returncode = os.waitstatus_to_exitcode(status)
     finally:

@@ -257,7 +257,7 @@ def test_control_c_half_way_out_leaves_nothing_half_made(desk: Desk, shell: Call
     with fake.listening(desk.root / "slow.sock", hostile(slowly)):
         terminal = shell("slow:big", "out")
         terminal.wait(lambda: "MiB/s" in terminal.shown, LIMIT_S)
-        terminal.type("\x03")
+        terminal.type(b"\x03")
         assert terminal.end(LIMIT_S) == 130
     eventually(lambda: terminal.shown.endswith("interrupted\r\n"))
     assert terminal.shown.rpartition("\r\x1b[K")[2] == "interrupted\r\n"

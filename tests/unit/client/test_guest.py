@@ -79,6 +79,14 @@ def leave(_: socket.socket) -> None:
     pass
 
 
+def both(data: bytes, then: fake.Serve) -> fake.Serve:
+    def serve(stream: socket.socket) -> None:
+        stream.sendall(data)
+        then(stream)
+
+    return serve
+
+
 HOSTILE: dict[str, fake.Serve] = {
     "no handshake": silence,
     "closes at once": leave,
@@ -92,12 +100,8 @@ HOSTILE: dict[str, fake.Serve] = {
     "dripping head": after_request(drip(b"HTTP/1.1 ")),
     "no status": after_request(lambda stream: stream.sendall(b"HTTP/1.1 2\r\n\r\n")),
     "another protocol": after_request(lambda stream: stream.sendall(b"SSH-2.0-OpenSSH\r\n\r\n")),
-    "huge refusal": after_request(
-        lambda stream: (stream.sendall(b"HTTP/1.1 503 No\r\n\r\n"), for_ever(b"x" * 65536)(stream))[0]
-    ),
-    "refusal that never ends": after_request(
-        lambda stream: (stream.sendall(b"HTTP/1.1 503 No\r\n\r\n{"), silence(stream))[0]
-    ),
+    "huge refusal": after_request(both(b"HTTP/1.1 503 No\r\n\r\n", for_ever(b"x" * 65536))),
+    "refusal that never ends": after_request(both(b"HTTP/1.1 503 No\r\n\r\n{", silence)),
     "nested refusal": after_request(lambda stream: stream.sendall(b"HTTP/1.1 500 No\r\n\r\n" + b"[" * 500_000)),
     "refusal that is a list": after_request(lambda stream: stream.sendall(fake.answer("500 No", ["x"]))),
 }
@@ -125,9 +129,9 @@ def test_a_hostile_agent_is_unreachable_and_soon_so(
 
 
 _BODIES: dict[str, fake.Serve] = {
-    "huge": lambda stream: (stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), for_ever(b" " * 65536)(stream))[0],
-    "without an end": lambda stream: (stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n{"), silence(stream))[0],
-    "dripping": lambda stream: (stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), drip(b"[")(stream))[0],
+    "huge": both(b"HTTP/1.1 200 OK\r\n\r\n", for_ever(b" " * 65536)),
+    "without an end": both(b"HTTP/1.1 200 OK\r\n\r\n{", silence),
+    "dripping": both(b"HTTP/1.1 200 OK\r\n\r\n", drip(b"[")),
     "nested": lambda stream: stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 500_000),
     "a list": lambda stream: stream.sendall(fake.answer("200 OK", [])),
     "other fields": lambda stream: stream.sendall(fake.answer("200 OK", {"x": 1})),

@@ -65,7 +65,12 @@ def joined() -> Iterator[Joined]:
 
 def test_both_ways_at_once_and_byte_for_byte(joined: Joined) -> None:
     data = os.urandom(1 << 20) * 4
-    echo = threading.Thread(target=lambda: (fake.echo(joined.guest), joined.guest.shutdown(socket.SHUT_WR)))
+
+    def answer() -> None:
+        fake.echo(joined.guest)
+        joined.guest.shutdown(socket.SHUT_WR)
+
+    echo = threading.Thread(target=answer)
     write = threading.Thread(target=lambda: _write_and_close(joined, data))
     echo.start()
     write.start()

@@ -57,7 +57,7 @@ def _register_ssh(verbs: Verbs) -> None:
         "           banger vm ssh demo -- -L 8080:localhost:80 -A",
     )
     add_name(verb)
-    verb.set_defaults(takes_tail=True)
+    verb.set_defaults(takes_tail=True, more="words")
     verb.add_argument("words", nargs="*", metavar="COMMAND", help="a command to run instead of a shell")
     verb.add_argument("-u", "--user", metavar="USER", default="root", help="the user to log in as (default: root)")
     verb = verbs.add(
@@ -90,6 +90,7 @@ def _register_ports(verbs: Verbs) -> None:
         "           banger vm forward demo 0:4096",
     )
     add_name(verb)
+    verb.set_defaults(more="ports")
     verb.add_argument("ports", nargs="*", metavar="PORT", help="what to forward, like 8080:80")
     verb.add_argument("-q", "--quiet", action="store_true", help="show no traffic")
 
@@ -99,10 +100,13 @@ def _register_console(verbs: Verbs) -> None:
         "console",
         _lazy("console", "run_console"),
         "attach to a VM's serial console",
-        epilog="Press Enter for a prompt. Enter ~ . detaches; Enter ~ ? shows the other escapes.",
+        epilog="Press Enter for a prompt. Enter ~ . detaches; Enter ~ ? shows the other escapes.\n"
+        "Input that is piped in is typed as it is, without escapes; output goes on until Ctrl-C.",
     )
     add_name(verb)
-    verb.add_argument("--escape", default="~", metavar="CHAR", help="the escape character (default: ~)")
+    verb.add_argument(
+        "--escape", default="~", metavar="CHAR", help="the escape: ~, another one, like ^], or none (default: ~)"
+    )
 
 
 def _register_opencode(verbs: Verbs) -> None:
