@@ -155,7 +155,7 @@ def test_an_archive_passes_through(tmp_path: Path, source: Path) -> None:
             files.download_archive(place(tmp_path, tmp_path / "in"), file.fileno(), unheard)
         assert subprocess.run(["tar", "xf", "out.tar", "--transform", "s/^in/out/"], cwd=tmp_path, check=True)
         assert same(source, tmp_path / "out")
-        with (tmp_path / "in" / "file 9").open("rb") as file, pytest.raises(BangerError, match="not a tar archive"):
+        with (tmp_path / "in" / "file 9").open("rb") as file, pytest.raises(BangerError, match="damaged, or none"):
             files.upload_archive(file.fileno(), place(tmp_path, tmp_path / "no", contents=True), unheard)
 
 

@@ -27,6 +27,7 @@ KINDS = {
 _TYPES = {"file": b"0", "directory": b"5", "symbolic link": b"2", "hard link": b"1"}
 _TIME_MAX = 1 << 36  # seconds; file systems end earlier
 _SMALL_MAX, _LARGE_MAX = 0o7777777, 0o77777777777  # what 7 and 11 octal digits hold
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _SPARSE_FOLDER = b"GNUSparseFile.0/"
 
 
@@ -132,7 +133,8 @@ class Header:
         except TreeError:
             wanted = -1
         if wanted != sum(block) - sum(block[148:156]) + 8 * 32:
-            raise TreeError("this is not a tar archive, or it is damaged")
+            kind = "compressed: decompress it first" if block.startswith(_COMPRESSED) else "damaged, or none"
+            raise TreeError(f"the tar archive is {kind}")
         self.type = block[156:157]
         self.size = _bounded(octal(block[124:136]), b"size", SIZE_MAX)
 
