@@ -16,7 +16,9 @@ from banger.paths import Paths, default_paths
 
 CONNECTION_FAILED = 255  # ssh(1), "Exit status"
 REMINDER_S = 10.0  # for the daemon's answer
-ENDING_S = 3.0  # between the end of a guest's sshd and that of its machine
+# a machine that powers off loses its sshd first, then its agent, and then ends: seconds of patience for each step
+AGENT_END_S = 3.0
+MACHINE_END_S = 15.0
 
 
 class Bounded(Client):
@@ -72,23 +74,24 @@ def _ill(vm: VmDocument, status: int) -> str:
     connection = Bounded(default_paths())
     if status != CONNECTION_FAILED and connection.show_vm(vm["id"])["state"] == "running":
         return ""
-    # a machine that is being powered off loses its sshd first
-    _wait_for_end(vm["engine_pid"], ENDING_S)
+    _wait_for_end(vm["engine_pid"], AGENT_END_S)
     health = connection.vm_health(vm["id"])
+    if health.status == "unhealthy" and _wait_for_end(vm["engine_pid"], MACHINE_END_S):
+        health = connection.vm_health(vm["id"])
     failed = next((check for check in health.checks if not check.ok), None)
     if failed is None:
         return ""
     return f"{vm['name']} is {health.status}: {failed.name}: {failed.detail}; try: {failed.hint}"
 
 
-def _wait_for_end(pid: int | None, seconds: float) -> None:
-    """Return when the process has ended, or after so many seconds."""
+def _wait_for_end(pid: int | None, seconds: float) -> bool:
+    """Whether the process has ended within so many seconds."""
     try:
         descriptor = os.pidfd_open(pid or 0)
     except OSError:
-        return
+        return False
     try:
-        select.select([descriptor], [], [], seconds)
+        return bool(select.select([descriptor], [], [], seconds)[0])
     finally:
         os.close(descriptor)
 
