@@ -1,7 +1,9 @@
 """Settings: `config.toml` in $XDG_CONFIG_HOME/banger, or the file that BANGER_CONFIG names."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -9,20 +11,39 @@ from banger.model.errors import Invalid
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Every key with its default. Times in seconds.
+    """Every key with its default. Times in seconds; directories absolute or below ~.
 
     boot_timeout_s   how long `vm create` waits for the agent; emulation is slow, so the default is generous
     opencode_timeout_s  how long opencode may take to answer; twice that on a cold boot, four times under emulation
     stop_timeout_s   how long a guest may take to power off before its engine is ended
     health_period_s  how often the daemon asks each running guest for its health
     keep_operations_days  how long results of operations are kept
+    bundle_dir       the runtime bundle; empty: `bundle` in the state directory
+    agent_path       directory of the agent for new images; empty: the bundle's
+    npm_registry     where opencode comes from; empty: where npm on this host gets its packages
     """
 
     boot_timeout_s: float = 120.0
-    opencode_timeout_s: float = 30.0
+    opencode_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
     health_period_s: float = 15.0
     keep_operations_days: float = 7.0
+    bundle_dir: str = ""
+    agent_path: str = ""
+    npm_registry: str = ""
+
+
+# what a setting was called before -> what it is called now
+LEGACY = {"vsock_ping_helper_path": "agent_path", "ping_helper": "agent_path"}
+_DIRECTORIES = ("bundle_dir", "agent_path")
+
+
+class Config(NamedTuple):
+    """What the file gives: the settings, for each where its value comes from, and what the person should be told."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
 
 
 def config_path() -> Path:
@@ -34,19 +55,29 @@ def config_path() -> Path:
 
 def load_settings(path: Path | None = None) -> Settings:
     """Read the settings; a missing file means the defaults. Raises `Invalid` naming the file and the key."""
+    return read_config(path).settings
+
+
+def read_config(path: Path | None = None) -> Config:
+    """The settings, where each comes from (`default`, or the file), and a warning for each older name in use.
+
+    Raises `Invalid` naming the file and the key.
+    """
     path = path or config_path()
+    given, older = _renamed(path, _read(path))
+    for name in _DIRECTORIES:
+        if isinstance(text := given.get(name), str) and text:
+            given[name] = _directory(path, name, text)
     try:
-        return msgspec.convert(_read(path), type=Settings)
+        settings = msgspec.convert(given, type=Settings)
     except msgspec.ValidationError as error:
         raise _unusable(path, error) from error
-
-
-def setting_origins(path: Path | None = None) -> dict[str, str]:
-    """Where each setting's value comes from: `default`, or the file that gives it. Raises as `load_settings`."""
-    path = path or config_path()
-    load_settings(path)
-    given = _read(path)
-    return {name: str(path) if name in given else "default" for name in Settings.__struct_fields__}
+    origins = {
+        name: (f"{path} (as {older[name][0]})" if name in older else str(path)) if name in given else "default"
+        for name in Settings.__struct_fields__
+    }
+    warnings = [f"{path}: {was} is called {name} now" for name, names in older.items() for was in names]
+    return Config(settings, origins, tuple(warnings))
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -57,7 +88,7 @@ def _read(path: Path) -> dict[str, object]:
     except (msgspec.DecodeError, OSError, UnicodeDecodeError) as error:
         raise _unusable(path, error) from error
     for name in given:
-        if name not in Settings.__struct_fields__:
+        if name not in Settings.__struct_fields__ and name not in LEGACY:
             from difflib import get_close_matches
 
             near = get_close_matches(name, Settings.__struct_fields__, n=1)
@@ -66,6 +97,32 @@ def _read(path: Path) -> dict[str, object]:
                 hint=f"did you mean {near[0]}?" if near else "docs/configuration.md lists every key",
             )
     return given
+
+
+def _renamed(path: Path, given: Mapping[str, object]) -> tuple[dict[str, object], dict[str, list[str]]]:
+    """What is given, under today's names; and for each name, by which older ones it was given."""
+    now = {name: value for name, value in given.items() if name not in LEGACY}
+    older: dict[str, list[str]] = {}
+    for was, name in LEGACY.items():
+        if was not in given:
+            continue
+        if now.setdefault(name, given[was]) != given[was]:
+            raise Invalid(
+                f"cannot use {path}: {was} is the older name of {name}, and they differ",
+                hint=f"keep {name} alone",
+            )
+        older.setdefault(name, []).append(was)
+    return now, older
+
+
+def _directory(path: Path, name: str, text: str) -> str:
+    try:
+        directory = Path(text).expanduser()
+    except RuntimeError as error:
+        raise _unusable(path, error) from error
+    if not directory.is_absolute():
+        raise Invalid(f"cannot use {path}: {name} is {text!r}, which is not absolute", hint="begin it with / or ~/")
+    return str(directory)
 
 
 def _unusable(path: Path, error: Exception) -> Invalid:

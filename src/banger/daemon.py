@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -22,6 +22,7 @@ from banger.model.daemon import DaemonStatus
 from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
+from banger.service.bundle import RuntimeBundle
 from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
@@ -87,6 +88,7 @@ class Daemon:
             log.info("stopping; VMs go on running")
             await self._operations.close()
             await monitor.close()
+            self._vm_service.end_streams()
             server.should_exit = True
             await serving
 
@@ -96,10 +98,12 @@ class Daemon:
         opencode = Opencode(paths, settings)
         checks = Checks(paths, opencode)
         monitor = Monitor(checks, settings.health_period_s, self._vms.get, self._engine_ended)
-        choice = EngineChoice(paths)
+        bundle = RuntimeBundle(paths, settings)
+        await bundle.open()
+        choice = EngineChoice(paths, bundle.engine)
         lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
-        images = ImageService(paths, operations)
+        images = ImageService(paths, operations, bundle, settings.npm_registry)
         await images.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
@@ -178,13 +182,18 @@ def _tell(ready: int | None) -> None:
         os.close(ready)
 
 
-def run(paths: Paths, settings: Settings, *, ready: int | None = None) -> None:
-    """Run a daemon in this process until it is told to stop. Raises `Conflict`, `HostRequirement`."""
+def run(paths: Paths, settings: Settings, *, ready: int | None = None, warnings: Iterable[str] = ()) -> None:
+    """Run a daemon in this process until it is told to stop; `warnings` go to its log first.
+
+    Raises `Conflict`, `HostRequirement`, `Invalid` (the bundle).
+    """
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
+    for text in warnings:
+        log.warning("%s", text)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         asyncio.run(Daemon(paths, settings).run(ready))

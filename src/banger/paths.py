@@ -140,6 +140,25 @@ class ImagePaths(NamedTuple):
         return self.directory / "packages.json"
 
 
+class BundlePaths(NamedTuple):
+    """The runtime bundle's directory: what guests are given."""
+
+    directory: Path
+
+    @property
+    def metadata(self) -> Path:
+        return self.directory / "bundle.json"
+
+    @property
+    def agent(self) -> Path:
+        """Banger's own agent, a copy of the one that this version has."""
+        return self.directory / "agent"
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / ".lock"
+
+
 class EnginePaths(NamedTuple):
     """One installed release of an engine."""
 
@@ -182,7 +201,13 @@ class Paths(NamedTuple):
         return self.state / "vms"
 
     @property
+    def bundle(self) -> Path:
+        """Unless the settings name another directory."""
+        return self.state / "bundle"
+
+    @property
     def ssh_key(self) -> Path:
+        """A link to the bundle's key, so that ssh can be told of it without reading settings and bundle."""
         return self.state / "ssh" / "id_ed25519"
 
     @property

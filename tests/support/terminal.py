@@ -38,6 +38,13 @@ class Terminal:
             while data := os.read(self._master, 65536):
                 self._parts.append(data)
 
+    def type(self, data: bytes) -> None:
+        """Press keys."""
+        os.write(self._master, data)
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def wait(self, true: Callable[[], object], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not true():

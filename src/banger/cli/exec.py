@@ -5,11 +5,10 @@ import contextlib
 import os
 import signal
 import sys
-import termios
-import tty
 from collections.abc import Callable, Iterator
 
 from banger.cli.connect import client, required_name
+from banger.cli.terminal import raw
 from banger.client.exec import ExecSession
 from banger.model.errors import Invalid
 from banger.model.guest import ExecRequest
@@ -39,7 +38,7 @@ def run_exec(arguments: argparse.Namespace) -> int:
     )
     session = ExecSession(client().dial(), required_name(arguments), request)
     stdin = 0 if arguments.stdin or arguments.tty else None
-    with _signals(session, tty=arguments.tty) as (wake, woken), _raw(arguments.tty):
+    with _signals(session, tty=arguments.tty) as (wake, woken), raw(arguments.tty):
         ended = session.run(stdin=stdin, wake=wake, woken=woken)
     if ended.error:
         print(f"error: {ended.error}", file=sys.stderr)
@@ -88,17 +87,3 @@ def _signals(session: ExecSession, *, tty: bool) -> Iterator[tuple[int, Callable
             signal.signal(number, handler)
         os.close(read_end)
         os.close(write_end)
-
-
-@contextlib.contextmanager
-def _raw(wanted: bool) -> Iterator[None]:
-    """The terminal in raw mode, and always back as it was."""
-    if not wanted:
-        yield
-        return
-    before = termios.tcgetattr(0)
-    try:
-        tty.setraw(0)
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)

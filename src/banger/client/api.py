@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -92,9 +93,15 @@ class Client:
 
         return _convert(self._json("POST", f"{_vm(reference)}/report"), Report)
 
-    def vm_logs(self, reference: str, source: str, limit: int) -> str:
-        target = f"{_vm(reference)}/logs?{urlencode({'source': source, 'limit': limit})}"
-        return self._send("GET", target).body().decode(errors="replace")
+    def vm_logs(self, reference: str, source: str, limit: int) -> bytes:
+        """The last `limit` bytes of the `console` or `engine` log."""
+        return self._send("GET", f"{_vm(reference)}/logs?{urlencode({'source': source, 'limit': limit})}").body()
+
+    def follow_logs(self, reference: str, source: str, seen: bytes) -> Reply:
+        """What comes behind the last bytes seen, without an end; `client.logs` makes more of it."""
+        after = urlsafe_b64encode(seen).decode()
+        query = urlencode({"source": source, "follow": "true", "after": after})
+        return self._send("GET", f"{_vm(reference)}/logs?{query}")
 
     # images
     def list_images(self) -> list[dict[str, Any]]:

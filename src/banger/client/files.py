@@ -63,6 +63,7 @@ def upload_archive(source: int, place: Place, progress: Progress) -> Copied:
     with _Stream(place, "write") as stream:
         while data := stream.read_beside(source):
             stream.send(data)
+            stream.flush()  # what comes next may take its time
             total += len(data)
             progress(0, total)
         stream.end()
@@ -154,10 +155,14 @@ class _Stream:
             self._frame(bytes(self._unsent[: protocol.MAX_PAYLOAD]))
             del self._unsent[: protocol.MAX_PAYLOAD]
 
-    def end(self) -> None:
-        """Send what is left, and that it is all."""
+    def flush(self) -> None:
         if self._unsent:
             self._frame(bytes(self._unsent))
+            self._unsent.clear()
+
+    def end(self) -> None:
+        """Send what is left, and that it is all."""
+        self.flush()
         self._frame(b"")
 
     def _frame(self, payload: bytes) -> None:

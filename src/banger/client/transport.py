@@ -4,6 +4,7 @@ headers and then bytes until the end: no library is needed, and none has to be i
 
 import json
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,30 @@ class Reply:
             self._stream.close()
         if missing > 0:
             raise _lost("the reply was cut short")
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a piece has arrived with the headers, so that the descriptor does not tell of it."""
+        return bool(self._rest)
+
+    def receive(self) -> bytes:
+        """The next piece of a body without a length; nothing at its end."""
+        data, self._rest = self._rest, b""
+        try:
+            return data or self._stream.recv(CHUNK)
+        except OSError:
+            return b""
+
+    def server_pid(self) -> int:
+        """The process that answers (unix(7), SO_PEERCRED)."""
+        pid: int = struct.unpack("3i", self._stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        return pid
+
+    def close(self) -> None:
+        self._stream.close()
 
     def body(self) -> bytes:
         return b"".join(self.chunks())

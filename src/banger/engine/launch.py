@@ -25,14 +25,19 @@ LOG_TAIL = 4000
 LEVEL = "Info"
 
 
-def tail(path: Path, limit: int = LOG_TAIL) -> str:
-    """The last bytes of a log as text; empty when there is none."""
+def tail_bytes(path: Path, limit: int) -> bytes:
+    """The last bytes of a log; none when there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - limit))
-            return file.read(limit).decode(errors="replace")
+            return file.read(limit)
     except FileNotFoundError:
-        return ""
+        return b""
+
+
+def tail(path: Path, limit: int = LOG_TAIL) -> str:
+    """The last bytes of a log as text; empty when there is none."""
+    return tail_bytes(path, limit).decode(errors="replace")
 
 
 def can_jail(engine: Engine) -> bool:
@@ -78,11 +83,16 @@ def _fresh_runtime(paths: VmPaths) -> None:
         shutil.rmtree(paths.runtime)
 
 
+def previous_log(log: Path) -> Path:
+    """Where a log of the start before is kept."""
+    return log.with_suffix(".previous.log")
+
+
 def _rotate_logs(paths: VmPaths) -> None:
     """Fresh logs for each start; those before are kept."""
     for log in (paths.console_log, paths.engine_log):
         if log.exists():
-            log.replace(log.with_suffix(".previous.log"))
+            log.replace(previous_log(log))
 
 
 def _spawn(argv: list[str], paths: VmPaths, keyboard: int | None = None) -> Session:

@@ -5,23 +5,21 @@ guest's own Python compile `COMPILE`.
 """
 
 from importlib.resources import files
+from typing import Literal
 
-from banger.guest.units import ENABLED, MASKED
+from banger.guest import units
+
+Init = Literal["systemd", "openrc", "runit"]
 
 LIBRARY = "usr/lib/banger"
 COMPILE = (LIBRARY,)  # directories of Python to compile inside the image: bytecode halves the agent's start
 
 _EMPTY = ("banger", "banger/guest")  # packages whose own file is empty in the guest
-_UNITS = "etc/systemd/system"
-_STATIC = {
+_PACKAGES = ("agent", "tree")  # what host and guest both use, and the agent itself
+# What every guest gets, below `files` here -> path in the guest; `units.FILES` has the rest for each init.
+_COMMON = {
     "banger-setup": f"{LIBRARY}/banger-setup",
-    "banger-agent.service": f"{_UNITS}/banger-agent.service",
-    "banger-setup.service": f"{_UNITS}/banger-setup.service",
-    "banger-console.service": f"{_UNITS}/banger-console.service",
-    "banger-hostkey.service": f"{_UNITS}/banger-hostkey.service",
-    "ssh.service.conf": f"{_UNITS}/ssh.service.d/banger.conf",
     "sshd.conf": "etc/ssh/sshd_config.d/banger.conf",
-    "journald.conf": "etc/systemd/journald.conf.d/banger.conf",
 }
 _SETTINGS = {
     "etc/hostname": b"banger\n",
@@ -30,20 +28,20 @@ _SETTINGS = {
 }
 
 
-def agent_files() -> dict[str, tuple[bytes, int]]:
+def agent_files(init: Init = "systemd") -> dict[str, tuple[bytes, int]]:
     """Guest path -> (content, mode) of every file to install."""
-    return _agent() | _static() | {path: (content, 0o644) for path, content in _SETTINGS.items()}
+    settings = {path: (content, 0o644) for path, content in _SETTINGS.items()}
+    return _agent() | _static(_COMMON | units.FILES[init]) | settings
 
 
-def links() -> dict[str, str]:
+def agent_tree() -> dict[str, bytes]:
+    """Path below `LIBRARY` -> content: the agent alone, as the runtime bundle holds it."""
+    return {path.removeprefix(f"{LIBRARY}/"): content for path, (content, _) in _agent().items()}
+
+
+def links(init: Init = "systemd") -> dict[str, str]:
     """Guest path -> target of every symbolic link to make."""
-    made = {
-        f"{_UNITS}/default.target": "/usr/lib/systemd/system/multi-user.target",
-        # Without udev's naming the interface stays eth0, whatever bus it is on, and keeps the address it was given.
-        "etc/systemd/network/99-default.link": "/dev/null",
-    }
-    made |= {f"{_UNITS}/{unit}": "/dev/null" for unit in MASKED}
-    return made | {f"{_UNITS}/{target}.wants/{unit}": place for unit, (target, place) in ENABLED.items()}
+    return dict(units.LINKS[init])
 
 
 def _agent() -> dict[str, tuple[bytes, int]]:
@@ -53,16 +51,14 @@ def _agent() -> dict[str, tuple[bytes, int]]:
         found[f"{LIBRARY}/{package}/__init__.py"] = (b"", 0o644)
     guest = files("banger.guest")
     found[f"{LIBRARY}/banger/guest/protocol.py"] = (guest.joinpath("protocol.py").read_bytes(), 0o644)
-    for package in ("agent", "tree"):
+    for package in _PACKAGES:
         for entry in guest.joinpath(package).iterdir():
             if entry.name.endswith(".py"):
                 found[f"{LIBRARY}/banger/guest/{package}/{entry.name}"] = (entry.read_bytes(), 0o644)
     return found
 
 
-def _static() -> dict[str, tuple[bytes, int]]:
+def _static(paths: dict[str, str]) -> dict[str, tuple[bytes, int]]:
     folder = files("banger.guest").joinpath("files")
-    return {
-        path: (folder.joinpath(name).read_bytes(), 0o755 if name == "banger-setup" else 0o644)
-        for name, path in _STATIC.items()
-    }
+    contents = {path: folder.joinpath(name).read_bytes() for name, path in paths.items()}
+    return {path: (content, 0o755 if content.startswith(b"#!") else 0o644) for path, content in contents.items()}

@@ -1,7 +1,40 @@
-"""Which systemd units a guest starts, and which it does without: every unit costs time when emulated."""
+"""Service definitions for each init a guest may have: what starts, and what a guest does without.
+
+`FILES` and `LINKS` are what an image gets, by init. Every service costs time when emulated.
+"""
+
+_UNITS = "etc/systemd/system"
+
+# Init -> file below `files` here -> its path in the guest.
+FILES = {
+    "systemd": {
+        "banger-agent.service": f"{_UNITS}/banger-agent.service",
+        "banger-setup.service": f"{_UNITS}/banger-setup.service",
+        "banger-console.service": f"{_UNITS}/banger-console.service",
+        "banger-hostkey.service": f"{_UNITS}/banger-hostkey.service",
+        "ssh.service.conf": f"{_UNITS}/ssh.service.d/banger.conf",
+        "journald.conf": "etc/systemd/journald.conf.d/banger.conf",
+    },
+    "openrc": {
+        "banger-agent.openrc": "etc/init.d/banger-agent",
+        "banger-setup.openrc": "etc/init.d/banger-setup",
+        "banger-hostkey.openrc": "etc/init.d/banger-hostkey",
+        "sshd.openrc": "etc/init.d/sshd",
+    },
+    "runit": {
+        "banger-agent.runit": "etc/sv/banger-agent/run",
+        "banger-setup.runit": "etc/runit/core-services/90-banger-setup.sh",
+        "sshd.runit": "etc/sv/sshd/run",
+    },
+}
+
+# OpenRC service -> its runlevel. `sysinit` is the first; banger-hostkey is started by sshd's need of it.
+_RUNLEVELS = {"banger-setup": "sysinit", "banger-agent": "sysinit", "sshd": "default"}
+
+_RUNIT_SERVICES = ("banger-agent", "sshd")
 
 # Unit -> (target that wants it, the unit file).
-ENABLED = {
+_ENABLED = {
     "banger-agent.service": ("sysinit.target", "/etc/systemd/system/banger-agent.service"),
     "banger-setup.service": ("sysinit.target", "/etc/systemd/system/banger-setup.service"),
     "banger-console.service": ("multi-user.target", "/etc/systemd/system/banger-console.service"),
@@ -9,7 +42,7 @@ ENABLED = {
 }
 
 # Unit -> why a disposable machine does without it.
-MASKED = {
+_MASKED = {
     "getty@tty1.service": "there is no screen",
     "getty-static.service": "there is no screen",
     "serial-getty@ttyS0.service": "banger-console gives a shell on demand",
@@ -65,4 +98,28 @@ MASKED = {
     "man-db.timer": "there are no manual pages to index",
     "systemd-tmpfiles-clean.timer": "a disposable machine is not tidied",
     "cron.service": "nothing is scheduled",
+}
+
+
+def _systemd_links() -> dict[str, str]:
+    made = {
+        f"{_UNITS}/default.target": "/usr/lib/systemd/system/multi-user.target",
+        # Without udev's naming the interface stays eth0, whatever bus it is on, and keeps the address it was given.
+        "etc/systemd/network/99-default.link": "/dev/null",
+    }
+    made |= {f"{_UNITS}/{unit}": "/dev/null" for unit in _MASKED}
+    return made | {f"{_UNITS}/{target}.wants/{unit}": place for unit, (target, place) in _ENABLED.items()}
+
+
+def _runit_links() -> dict[str, str]:
+    """The enabled services, and where runsv(8) keeps their state: in /run, so that none outlives a boot."""
+    made = {f"etc/runit/runsvdir/default/{name}": f"/etc/sv/{name}" for name in _RUNIT_SERVICES}
+    return made | {f"etc/sv/{name}/supervise": f"/run/runit/supervise.{name}" for name in _RUNIT_SERVICES}
+
+
+# Init -> path in the guest -> target of the link.
+LINKS = {
+    "systemd": _systemd_links(),
+    "openrc": {f"etc/runlevels/{level}/{name}": f"/etc/init.d/{name}" for name, level in _RUNLEVELS.items()},
+    "runit": _runit_links(),
 }

@@ -1,5 +1,7 @@
 """Images: list, show, bootstrap."""
 
+from collections.abc import Mapping
+
 from banger.guest import bundle
 from banger.guest.opencode import opencode_files, opencode_links
 from banger.images import catalog
@@ -9,14 +11,15 @@ from banger.jobs.operations import Job, Operations
 from banger.model.image import BootstrapSpec, Image
 from banger.model.operation import Operation
 from banger.paths import Paths
-from banger.service.keys import public_key
+from banger.service.bundle import RuntimeBundle
 
 
 class ImageService:
     """Everything that the API offers of images."""
 
-    def __init__(self, paths: Paths, operations: Operations, npm_registry: str = "") -> None:
+    def __init__(self, paths: Paths, operations: Operations, bundle: RuntimeBundle, npm_registry: str) -> None:
         self._paths = paths
+        self._bundle = bundle
         self._operations = operations
         self._npm_registry = npm_registry
 
@@ -33,7 +36,7 @@ class ImageService:
         catalog.check_free(self._paths, spec.name)
 
         async def work(job: Job) -> Image:
-            seed = _seed(await public_key(self._paths.ssh_key), opencode=spec.opencode)
+            seed = _seed(await self._bundle.public_key(), self._bundle.agent(), opencode=spec.opencode)
             request = DebianRequest(
                 name=spec.name,
                 seed=seed,
@@ -50,9 +53,12 @@ class ImageService:
         await catalog.sweep(self._paths)
 
 
-def _seed(key: str, *, opencode: bool) -> Seed:
-    """The guest's side of banger, and the key that `vm ssh` will use."""
-    found = bundle.agent_files() | (opencode_files() if opencode else {})
+def _seed(key: str, agent: Mapping[str, bytes], *, opencode: bool) -> Seed:
+    """The guest's side of banger with this agent in it, and the key that `vm ssh` will use."""
+    ours = {f"{bundle.LIBRARY}/{name}" for name in bundle.agent_tree()}
+    found = {path: content for path, content in bundle.agent_files().items() if path not in ours}
+    found |= {f"{bundle.LIBRARY}/{name}": (content, 0o644) for name, content in agent.items()}
+    found |= opencode_files() if opencode else {}
     files = {f"/{path}": content for path, content in found.items()}
     files["/root/.ssh/authorized_keys"] = (f"{key}\n".encode(), 0o600)
     made = bundle.links() | (opencode_links() if opencode else {})

@@ -1,21 +1,51 @@
-"""The SSH key pair of this person's VMs: made once, kept with the state."""
+"""The SSH key pair of this person's VMs."""
 
+import base64
+import binascii
+import hashlib
 from pathlib import Path
 
+from banger.model.errors import Invalid
 from banger.system.process import find_program, run
 
+_TIMEOUT_S = 30.0
 
-async def public_key(private: Path) -> str:
-    """The public half of the pair, which is made at the first call (ed25519, no passphrase, 0600)."""
-    public = private.with_suffix(".pub")
-    if not public.exists():
-        private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = private.with_name("new")
-        for leftover in (fresh, fresh.with_suffix(".pub")):
-            leftover.unlink(missing_ok=True)
-        keygen = find_program("ssh-keygen", package="openssh-client")
-        await run([keygen, "-q", "-t", "ed25519", "-N", "", "-C", "banger", "-f", str(fresh)], timeout=30)
-        # the public half last: its presence means that the pair is whole
-        fresh.rename(private)
-        fresh.with_suffix(".pub").rename(public)
-    return public.read_text().strip()
+
+def public_half(private: Path) -> Path:
+    return private.with_name(private.name + ".pub")
+
+
+async def make_pair(private: Path) -> None:
+    """Make what is missing of the pair (ed25519, no passphrase, 0600): both, or the public half of the private one.
+
+    Raises `HostRequirement`, `CommandFailed`.
+    """
+    keygen = find_program("ssh-keygen", package="openssh-client")
+    public = public_half(private)
+    if private.exists():
+        if not public.exists():
+            told = await run([keygen, "-y", "-P", "", "-f", str(private)], timeout=_TIMEOUT_S)
+            fresh = private.with_name("new.pub")
+            fresh.write_bytes(told.stdout.strip() + b"\n")
+            fresh.rename(public)
+        return
+    private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = private.with_name("new")
+    for leftover in (fresh, public_half(fresh)):
+        leftover.unlink(missing_ok=True)
+    await run([keygen, "-q", "-t", "ed25519", "-N", "", "-C", "banger", "-f", str(fresh)], timeout=_TIMEOUT_S)
+    # a public half without its private one is of no use, and would never be made good
+    public.unlink(missing_ok=True)
+    fresh.rename(private)
+    public_half(fresh).rename(public)
+
+
+def fingerprint(public: Path) -> str:
+    """The key's fingerprint as `ssh-keygen -l` shows it. Raises `Invalid` for a file that holds no public key."""
+    try:
+        blob = base64.b64decode(public.read_text().split()[1], validate=True)
+    except (OSError, UnicodeDecodeError, IndexError, binascii.Error) as error:
+        raise Invalid(
+            f"{public} is no public SSH key", hint="remove it: it is made again from the private key"
+        ) from error
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")

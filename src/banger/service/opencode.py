@@ -19,6 +19,7 @@ from banger.system.http import request as http_request
 
 HEALTH_PATH = "/global/health"
 ANSWER_S = 10.0
+FIRST_ANSWER_S = 1.0
 AGAIN_S = 0.25
 COLD, EMULATED = 2.0, 4.0  # how much longer than a warm start with hardware's help
 LOG_LINES = 10
@@ -82,24 +83,27 @@ class Opencode:
 
     async def _until_ready(self, vm: Vm) -> None:
         left = self.deadline_s(vm, cold=True)
+        answer_s = FIRST_ANSWER_S
         while True:
             try:
                 # the agent tries inside the guest until the port listens: one call, no polling from here
-                await self.ask(vm, wait_s=left)
+                await self.ask(vm, wait_s=left, answer_s=answer_s)
                 return
             except GuestUnreachable:
+                # a request that comes as soon as the port listens is never answered: short tries first
+                answer_s = min(2 * answer_s, ANSWER_S)
                 await asyncio.sleep(AGAIN_S)
 
-    async def ask(self, vm: Vm, *, wait_s: float = 0.0) -> None:
+    async def ask(self, vm: Vm, *, wait_s: float = 0.0, answer_s: float = ANSWER_S) -> None:
         """Return when the server says that it is healthy. Raises `GuestUnreachable`."""
         reader, writer = await self._guest(vm).tunnel("127.0.0.1", OPENCODE_PORT, wait_s=wait_s)
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(answer_s):
                 response = await http_request(
                     reader, writer, "GET", HEALTH_PATH, headers=_basic(self.access(vm)), max_body=_ANSWER_MAX
                 )
         except TimeoutError as error:
-            raise GuestUnreachable(f"opencode did not answer within {ANSWER_S:g} s") from error
+            raise GuestUnreachable(f"opencode did not answer within {answer_s:g} s") from error
         finally:
             writer.transport.abort()
         if response.status != 200:

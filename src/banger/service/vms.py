@@ -1,12 +1,14 @@
 """VMs: what can be asked of them. A method decodes, begins an operation, and returns."""
 
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
 from banger.engine.installed import find_engines
-from banger.engine.launch import tail
+from banger.engine.launch import tail_bytes
 from banger.engine.select import Accelerator, Engine, Needs, choose, prove_accelerator
 from banger.guest.channel import ExecStream as ExecStream
 from banger.guest.channel import Guest
@@ -32,6 +34,7 @@ from banger.model.vm import (
 from banger.paths import Paths
 from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
+from banger.service.logs import LogFollowers
 from banger.service.opencode import Opencode
 from banger.storage.overlays import allocated_bytes
 from banger.store.vms import VmStore
@@ -41,10 +44,14 @@ LOG_BYTES_MAX = 4 * MIB
 
 
 class EngineChoice:
-    """Chooses engines. The accelerator is proven once for each life of the daemon, at the first need."""
+    """Chooses engines. The accelerator is proven once for each life of the daemon, at the first need.
 
-    def __init__(self, paths: Paths) -> None:
+    `preferred` is the bundle's engine, for VMs that ask for none.
+    """
+
+    def __init__(self, paths: Paths, preferred: WantedEngine = "auto") -> None:
         self._paths = paths
+        self._preferred: WantedEngine = preferred
         self._accelerator: Accelerator | None = None
 
     async def accelerator(self) -> Accelerator:
@@ -56,7 +63,11 @@ class EngineChoice:
     async def __call__(self, wanted: WantedEngine, needs: Needs) -> Engine:
         """Raises `HostRequirement`, `Unsupported`, `CommandFailed`."""
         accelerator = await self.accelerator()
-        return choose(await find_engines(self._paths, accelerator), accelerator, wanted, needs)
+        engines = await find_engines(self._paths, accelerator)
+        if wanted == "auto" and self._preferred != "auto":
+            engine = choose(engines, accelerator, self._preferred, needs)
+            return msgspec.structs.replace(engine, reason="the bundle names it")
+        return choose(engines, accelerator, wanted, needs)
 
 
 class VmService:
@@ -77,6 +88,7 @@ class VmService:
         self._lifecycle = lifecycle
         self._monitor = monitor
         self._opencode = opencode
+        self._followers = LogFollowers()
 
     def list(self) -> list[VmDocument]:
         return [self.document(vm) for vm in self._vms.all()]
@@ -93,13 +105,24 @@ class VmService:
         """How to log in to the guest's opencode server. Raises `Conflict` when there is none."""
         return self._opencode.access(self._vms.find(reference))
 
-    def logs(self, reference: str, source: str, limit: int) -> str:
+    def logs(self, reference: str, source: str, limit: int) -> bytes:
         """The last `limit` bytes of the `console` or `engine` log."""
+        return tail_bytes(self._log(reference, source), min(limit, LOG_BYTES_MAX))
+
+    def follow_logs(self, reference: str, source: str, seen: bytes | None, limit: int) -> AsyncIterator[bytes]:
+        """See `LogFollowers.follow`."""
+        return self._followers.follow(self._log(reference, source), seen, min(limit, LOG_BYTES_MAX))
+
+    def end_streams(self) -> None:
+        """Let everybody who follows a log know that the daemon ends."""
+        self._followers.close()
+
+    def _log(self, reference: str, source: str) -> Path:
         paths = self._paths.vm(self._vms.find(reference).id)
         logs = {"console": paths.console_log, "engine": paths.engine_log}
         if source not in logs:
             raise Invalid(f"there is no log {source!r}", hint="choose console or engine")
-        return tail(logs[source], min(limit, LOG_BYTES_MAX))
+        return logs[source]
 
     async def exec(self, reference: str, request: ExecRequest) -> ExecStream:
         """Run a command in a running guest. Raises `Conflict` when the VM is not running."""

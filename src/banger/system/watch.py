@@ -1,15 +1,18 @@
-"""Waiting for the kernel to tell: a process's end (pidfd), a file's appearance (inotify)."""
+"""Waiting for the kernel to tell: a process's end (pidfd), a file's appearance and growth (inotify)."""
 
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from banger.model.errors import HostRequirement
 from banger.system.host import start_ticks
 
-_IN_CREATE, _IN_MOVED_TO, _IN_CLOEXEC, _IN_NONBLOCK = 0x100, 0x80, 0o2000000, 0o4000
+_IN_MODIFY, _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
+_IN_CLOEXEC, _IN_NONBLOCK = 0o2000000, 0o4000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,14 +49,35 @@ async def process_end(pid: int, ticks: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if reaped else None
 
 
+def _inotify() -> int:
+    descriptor: int = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
+    if descriptor < 0:
+        raise _error("inotify_init1")
+    return descriptor
+
+
+def _add_watch(descriptor: int, path: Path, events: int) -> int:
+    watch: int = _libc.inotify_add_watch(descriptor, os.fsencode(path), events)
+    if watch < 0:
+        raise _error(str(path))
+    return watch
+
+
+def _error(what: str) -> HostRequirement | OSError:
+    number = ctypes.get_errno()
+    if number in (errno.EMFILE, errno.ENOSPC):
+        return HostRequirement(
+            f"cannot watch files: {os.strerror(number)}",
+            hint="raise fs.inotify.max_user_instances and max_user_watches (sysctl)",
+        )
+    return OSError(number, os.strerror(number), what)
+
+
 @contextlib.asynccontextmanager
 async def _directory_changes(directory: Path) -> AsyncIterator[int]:
-    descriptor = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "inotify_init1")
+    descriptor = _inotify()
     try:
-        if _libc.inotify_add_watch(descriptor, os.fsencode(directory), _IN_CREATE | _IN_MOVED_TO) < 0:
-            raise OSError(ctypes.get_errno(), "inotify_add_watch", str(directory))
+        _add_watch(descriptor, directory, _IN_CREATE | _IN_MOVED_TO)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -65,3 +89,48 @@ async def file_appears(path: Path) -> None:
         while not path.exists():
             await readable(descriptor)
             os.read(descriptor, 65536)
+
+
+class Changes:
+    """Tells that something happened in a directory, or to one open file, or that the directory is gone.
+
+    For use in a running event loop. Raises `HostRequirement` when the host gives no more inotify instances.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._descriptor = _inotify()
+        self._file: int | None = None
+        self._happened = asyncio.Event()
+        try:
+            _add_watch(self._descriptor, directory, _IN_CREATE | _IN_MOVED_TO)
+            # a directory does not tell of its own end while a file that was in it is open
+            _add_watch(self._descriptor, directory.parent, _IN_DELETE | _IN_MOVED_FROM)
+        except OSError:
+            os.close(self._descriptor)
+            raise
+        asyncio.get_running_loop().add_reader(self._descriptor, self._read)
+
+    def watch(self, descriptor: int) -> None:
+        """Tell of writes to this open file, and of its truncation; no longer of the file before."""
+        if self._file is not None:
+            _libc.inotify_rm_watch(self._descriptor, self._file)
+        self._file = _add_watch(self._descriptor, Path(f"/proc/self/fd/{descriptor}"), _IN_MODIFY)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._descriptor, 65536)
+        self._happened.set()
+
+    def wake(self) -> None:
+        """As if something had happened."""
+        self._happened.set()
+
+    async def next(self) -> None:
+        """Return once something has happened since the last call."""
+        await self._happened.wait()
+        self._happened.clear()
+
+    def close(self) -> None:
+        """Once."""
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)

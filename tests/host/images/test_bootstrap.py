@@ -2,16 +2,20 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from banger.images import opencode
 from banger.images.debian import DebianRequest, bootstrap
 from banger.images.rootfs import Seed
-from banger.model.errors import BangerError, CommandFailed
+from banger.model.errors import BangerError, CommandFailed, HostRequirement, Invalid
 from banger.paths import Paths
 from banger.system.files import mounts_below
+from tests.support.mirror import Mirror, mirror
+from tests.support.npm import PATH, build_of, package
 from tests.unit.images.recorder import Recorder
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -100,3 +104,63 @@ def test_cancelling_ends_every_process_and_leaves_nothing(paths: Paths, fake: Pa
     asyncio.run(scenario())
     assert recorder.stages == ["packages"]
     _assert_nothing_left(paths)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    """A registry with a package of opencode, which is the one that is pinned."""
+    monkeypatch.setenv("no_proxy", "*")
+    content = package()
+    monkeypatch.setitem(opencode.BUILDS, "glibc", build_of(content))
+    with mirror() as made:
+        made.files[PATH] = content
+        yield made
+
+
+def _with_opencode(paths: Paths, recorder: Recorder, registry: str | None) -> None:
+    request = DebianRequest(name="debian", seed=Seed(), opencode=True, npm_registry=registry)
+    asyncio.run(bootstrap(paths, request, recorder))
+
+
+# a root that is good enough for opencode and has no kernel, which ends the bootstrap right after it
+PACKAGES = 'mkdir -p "$root/var/cache/apt/archives" "$root/usr/local/bin"; umount "$root/proc"\n'
+
+
+def test_opencode_is_put_in_after_the_packages_and_once_fetched_needs_nobody(
+    paths: Paths, fake: Path, registry: Mirror
+) -> None:
+    _script(fake, PACKAGES)
+    for url in (registry.url, "http://127.0.0.1:1"):
+        recorder = Recorder()
+        with pytest.raises(BangerError, match="kernel package"):
+            _with_opencode(paths, recorder, url)
+        assert recorder.stages == ["packages", "opencode", "kernel"]
+        _assert_nothing_left(paths)
+    assert [path for path, _ in registry.asked] == [PATH]
+    assert [file.suffix for file in paths.downloads.iterdir()] == [".tgz"]
+
+
+def test_a_package_with_a_wrong_digest_ends_the_bootstrap(paths: Paths, fake: Path, registry: Mirror) -> None:
+    registry.files[PATH] += b"more"
+    _script(fake, PACKAGES)
+    with pytest.raises(Invalid, match="not the one that is expected"):
+        _with_opencode(paths, Recorder(), registry.url)
+    _assert_nothing_left(paths)
+    assert list(paths.downloads.iterdir()) == []
+
+
+def test_without_a_registry_it_fails_before_any_package_is_fetched(
+    paths: Paths, fake: Path, registry: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody(setting: str | None) -> str:
+        raise HostRequirement("nothing on this host says where npm packages come from", hint="--no-opencode")
+
+    monkeypatch.setattr(opencode, "find_registry", nobody)
+    _script(fake, PACKAGES)
+    recorder = Recorder()
+    with pytest.raises(HostRequirement):
+        _with_opencode(paths, recorder, None)
+    assert recorder.stages == []
+    with pytest.raises(BangerError, match="kernel package"):
+        _run(paths, recorder)  # without opencode nobody is asked
+    assert recorder.stages == ["packages", "kernel"]

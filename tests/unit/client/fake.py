@@ -68,13 +68,13 @@ class Guest:
         peer.settimeout(None)
         stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         with peer:
-            back = threading.Thread(target=_copy, args=(peer, stream))
+            back = threading.Thread(target=copy, args=(peer, stream))
             back.start()
-            _copy(stream, peer)
+            copy(stream, peer)
             back.join()
 
 
-def _copy(source: socket.socket, sink: socket.socket) -> None:
+def copy(source: socket.socket, sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             sink.sendall(data)

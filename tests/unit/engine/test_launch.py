@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -138,3 +139,75 @@ def test_logs_of_the_start_before_are_kept(paths: Paths) -> None:
         assert vm.console_log.with_suffix(".previous.log").read_text() == "the console before"
 
     started(paths, then)
+
+
+HEARS = f"""
+import os, threading
+def hear():
+    while data := os.read(0, 4096):
+        os.write(1, data)
+    os.write(1, b"<end>")
+threading.Thread(target=hear, daemon=True).start()
+{ANSWERS}
+"""
+
+
+def write(path: Path, data: bytes) -> None:
+    pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        assert os.write(pipe, data) == len(data)
+    finally:
+        os.close(pipe)
+
+
+def test_whoever_comes_and_goes_types_on_the_console(paths: Paths) -> None:
+    vm = paths.vm(MACHINE.id)
+
+    async def main() -> None:
+        vm.console_input.write_text("no pipe at all")
+        for _ in range(2):
+            process = await launch(engine(HEARS), MACHINE, vm)
+            try:
+                assert stat.S_IMODE(vm.console_input.stat().st_mode) == 0o600
+                for text in (b"one ", b"two ", b"three"):
+                    write(vm.console_input, text)
+                async with asyncio.timeout(10):
+                    while vm.console_log.read_bytes() != b"one two three":  # noqa: ASYNC110 - no event tells
+                        await asyncio.sleep(0.01)
+            finally:
+                await end(process)
+            with pytest.raises(OSError, match="No such device"):
+                write(vm.console_input, b"nobody hears")
+
+    asyncio.run(main())
+
+
+def test_what_was_typed_and_never_read_is_not_typed_into_the_next_boot(paths: Paths) -> None:
+    vm = paths.vm(MACHINE.id)
+
+    async def main() -> None:
+        deaf = await launch(engine(ANSWERS), MACHINE, vm)
+        left = os.open(vm.console_input, os.O_WRONLY | os.O_NONBLOCK)
+        # a writer is told that nobody takes it, and never waits
+        with pytest.raises(BlockingIOError):
+            _fill(left)
+        await end(deaf)
+        hearing = await launch(engine(HEARS), MACHINE, vm)
+        try:
+            with pytest.raises(BrokenPipeError):
+                os.write(left, b"late")
+            write(vm.console_input, b"fresh")
+            async with asyncio.timeout(10):
+                while not vm.console_log.read_bytes():  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.01)
+            assert vm.console_log.read_bytes() == b"fresh"
+        finally:
+            os.close(left)
+            await end(hearing)
+
+    asyncio.run(main())
+
+
+def _fill(pipe: int) -> None:
+    while os.write(pipe, b"x" * 4096):
+        pass

@@ -96,10 +96,10 @@ async def _wait_for_socket(path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def agent(folder: Path, *options: str, python: str = sys.executable) -> AsyncIterator[Path]:
+async def agent(folder: Path, *options: str, python: str = sys.executable, main: Path = AGENT) -> AsyncIterator[Path]:
     """The real agent on a Unix socket of its own: yields the socket's path."""
     path = folder / "agent.sock"
-    argv = [python, "-I", "-S", "-B", str(AGENT), "--unix", str(path), *options]
+    argv = [python, "-I", "-S", "-B", str(main), "--unix", str(path), *options]
     child = await spawn(argv, stderr=2)
     try:
         await _wait_for_socket(path)
@@ -111,11 +111,11 @@ async def agent(folder: Path, *options: str, python: str = sys.executable) -> As
 
 
 @contextlib.asynccontextmanager
-async def guest(folder: Path, *options: str, python: str = sys.executable) -> AsyncIterator[Guest]:
+async def guest(folder: Path, *options: str, python: str = sys.executable, main: Path = AGENT) -> AsyncIterator[Guest]:
     """The real agent, as the host sees it."""
     front = folder / "v.sock"
     async with (
-        agent(folder, *options, python=python) as inner,
+        agent(folder, *options, python=python, main=main) as inner,
         listening(front, lambda reader, writer: splice(inner, reader, writer)),
     ):
         yield Guest(front)

@@ -9,8 +9,8 @@ import pytest
 from banger.guest.channel import Guest, decode_exit
 from banger.guest.ready import MAX_DIALS, ReadyListener
 from banger.guest.stream import connect
-from banger.model.errors import GuestUnreachable
-from banger.model.guest import ExecRequest, Stream
+from banger.model.errors import GuestUnreachable, Unsupported
+from banger.model.guest import ExecRequest, IdentityChange, Stream
 from tests.unit.guest.hybrid import Handler, drop, listening
 
 BOOT_ID = "9af49249-b06e-4d51-838f-eeaf30cb0c34"
@@ -52,10 +52,43 @@ async def health(guest: Guest) -> None:
     await guest.health(timeout=1)
 
 
+async def info(guest: Guest) -> None:
+    await guest.info(timeout=1)
+
+
+async def services(guest: Guest) -> None:
+    await guest.services(timeout=1)
+
+
+async def ports(guest: Guest) -> None:
+    await guest.ports(timeout=1)
+
+
+async def identity(guest: Guest) -> None:
+    await guest.identity(timeout=1)
+
+
+async def set_identity(guest: Guest) -> None:
+    await guest.set_identity(IdentityChange(hostname="x"), timeout=1)
+
+
+async def give_password(guest: Guest) -> None:
+    await guest.give_opencode_password("secret", timeout=1)
+
+
+async def tunnel(guest: Guest) -> None:
+    _reader, writer = await guest.tunnel("localhost", 22, 0.1, timeout=1)
+    await drop(writer)
+    raise GuestUnreachable("a tunnel was opened")  # a 200 is all that it takes; what follows is the guest's
+
+
 async def execute(guest: Guest) -> None:
     async with await guest.exec(_TRUE, timeout=1) as stream:
         while (await stream.receive(timeout=1))[0] is not Stream.EXIT:
             pass
+
+
+EVERY = [health, execute, info, services, ports, identity, set_identity, give_password, tunnel]
 
 
 @pytest.mark.parametrize("line", [b"", b"NO\n", b"OK x\n", b"OK\n", b"OK 1" + b"0" * 99 + b"\n", b"x" * 300_000])
@@ -81,7 +114,7 @@ def test_no_machine_says_so_with_a_next_step(tmp_path: Path) -> None:
     assert "vm list" in caught.value.hint
 
 
-@pytest.mark.parametrize("use", [health, execute])
+@pytest.mark.parametrize("use", EVERY)
 @pytest.mark.parametrize(
     ("answer", "repeat"),
     [
@@ -96,6 +129,9 @@ def test_no_machine_says_so_with_a_next_step(tmp_path: Path) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", False),
         (b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\n[]", False),
         (b"HTTP/1.1 400 No\r\nContent-Length: 2\r\n\r\n{}", False),
+        (b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\n{}", False),
+        (b"HTTP/1.1 502 No\r\nContent-Length: 10737418240\r\n\r\n" + b"x" * 60_000, True),
+        (b"HTTP/1.1 101 Yes\r\n\r\n" + b"\xff" * 60_000, True),
     ],
 )
 def test_answers_that_are_none(
@@ -104,12 +140,12 @@ def test_answers_that_are_none(
     against(tmp_path, saying(answer, repeat=repeat), use)
 
 
-@pytest.mark.parametrize("use", [health, execute])
+@pytest.mark.parametrize("use", EVERY)
 def test_agent_that_says_nothing(tmp_path: Path, use: Callable[[Guest], Awaitable[None]]) -> None:
     against(tmp_path, saying(b"", hold=True), use)
 
 
-@pytest.mark.parametrize("use", [health, execute])
+@pytest.mark.parametrize("use", EVERY)
 def test_agent_that_drips(tmp_path: Path, use: Callable[[Guest], Awaitable[None]]) -> None:
     """One byte now and then keeps a connection alive, but not beyond the deadline."""
 
@@ -139,6 +175,82 @@ def test_agent_that_drips(tmp_path: Path, use: Callable[[Guest], Awaitable[None]
 @pytest.mark.parametrize("hold", [True, False])
 def test_frames_that_are_none(tmp_path: Path, frames: bytes, hold: bool) -> None:
     against(tmp_path, saying(_SWITCH + frames, hold=hold), execute)
+
+
+DOCUMENTS: list[tuple[Callable[[Guest], Awaitable[None]], bytes]] = [
+    (info, b'{"agent_version":"2"}'),
+    (services, b'{"init":"systemd","services":[%b]}' % b",".join([b'{"name":"a","state":"b"}'] * 257)),
+    (services, b'{"init":"%b","services":[]}' % (b"x" * 300)),
+    (ports, b'{"ports":[{"port":0,"protocol":"tcp","addresses":[],"pid":null,"process":"","url":null}]}'),
+    (ports, b'{"ports":[{"port":80,"protocol":"sctp","addresses":[],"pid":null,"process":"","url":null}]}'),
+    (
+        ports,
+        b'{"ports":[{"port":80,"protocol":"tcp","addresses":["\\u001b[2J"],"pid":null,"process":"","url":null}]}',
+    ),
+    (
+        ports,
+        b'{"ports":[{"port":80,"protocol":"tcp","addresses":[],"pid":null,"process":"","url":"javascript:alert(1)"}]}',
+    ),
+    (identity, b'{"hostname":"a","machine_id":"../../etc"}'),
+    (set_identity, b"[" * 60_000),
+    (give_password, b"{}"),
+]
+
+
+@pytest.mark.parametrize(("use", "document"), DOCUMENTS)
+def test_documents_that_are_none(tmp_path: Path, use: Callable[[Guest], Awaitable[None]], document: bytes) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(document), document)
+    against(tmp_path, saying(answer), use)
+
+
+def test_an_agent_without_the_route_is_too_old(tmp_path: Path) -> None:
+    async def body() -> None:
+        answer = b'HTTP/1.1 404 No\r\nContent-Length: 14\r\n\r\n{"error":"no"}'
+        async with asyncio.timeout(_DEADLINE), listening(tmp_path / "v.sock", saying(answer)):
+            for use in (info, tunnel):
+                with pytest.raises(Unsupported, match="too old"):
+                    await use(Guest(tmp_path / "v.sock"))
+
+    asyncio.run(body())
+
+
+def test_tunnel_bytes_that_came_with_the_answer_are_the_first(tmp_path: Path) -> None:
+    async def body() -> None:
+        answer = b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nSSH-2.0"
+        async with asyncio.timeout(_DEADLINE), listening(tmp_path / "v.sock", saying(answer)):
+            reader, writer = await Guest(tmp_path / "v.sock").tunnel("localhost", 22)
+            assert await reader.read(-1) == b"SSH-2.0"
+            await drop(writer)
+
+    asyncio.run(body())
+
+
+def test_tunnel_floods_no_memory(tmp_path: Path) -> None:
+    """What the guest sends waits in the kernel, not here, until somebody reads it."""
+    sent = 0
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readline()
+        writer.write(b"OK 5\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(bytes(65536))
+            await writer.drain()
+            sent += 65536
+
+    async def body() -> None:
+        async with asyncio.timeout(_DEADLINE), listening(tmp_path / "v.sock", flood):
+            _reader, writer = await Guest(tmp_path / "v.sock").tunnel("localhost", 22)
+            before = -1
+            while before != sent:
+                before = sent
+                await asyncio.sleep(0.1)
+            assert sent < 4 << 20
+            await drop(writer)
+
+    asyncio.run(body())
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[" * 60_000, b'{"x":' + b"[" * 60_000, b'{"status":"0"}', b"\xff"])

@@ -7,33 +7,81 @@ from pathlib import Path
 
 import pytest
 
-from banger.guest.bundle import agent_files, links
+from banger.guest.bundle import Init, agent_files, links
 from banger.system.process import run
 
 _DEADLINE = 20.0
+INITS: tuple[Init, ...] = ("systemd", "openrc", "runit")
 SETUP = "usr/lib/banger/banger-setup"
 
 
-def test_installed_agent_starts_from_where_its_unit_says(tmp_path: Path) -> None:
-    for name, (content, mode) in agent_files().items():
-        path = tmp_path / name
+STARTS = {
+    "systemd": "etc/systemd/system/banger-agent.service",
+    "openrc": "etc/init.d/banger-agent",
+    "runit": "etc/sv/banger-agent/run",
+}
+
+
+def install(root: Path, init: Init) -> None:
+    for name, (content, mode) in agent_files(init).items():
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         path.chmod(mode)
-    unit = (tmp_path / "etc/systemd/system/banger-agent.service").read_text()
-    match = re.search(r"^ExecStart=/usr/bin/python3 -I -S (/\S+)$", unit, re.MULTILINE)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_installed_agent_starts_from_where_its_service_says(tmp_path: Path, init: Init) -> None:
+    install(tmp_path, init)
+    match = re.search(r"-I -S (/[^\s\"]+)", (tmp_path / STARTS[init]).read_text())
     assert match is not None
     argv = [sys.executable, "-I", "-S", f"{tmp_path}{match[1]}", "--wrong"]
     done = asyncio.run(run(argv, timeout=_DEADLINE, check=False))
     assert b"usage: banger-agent" in done.stderr
 
 
-def test_paths_stay_below_the_root_and_do_not_collide() -> None:
-    paths = [*agent_files(), *links()]
+@pytest.mark.parametrize("init", INITS)
+def test_paths_stay_below_the_root_and_do_not_collide(init: Init) -> None:
+    paths = [*agent_files(init), *links(init)]
     assert len(paths) == len(set(paths))
     for path in paths:
         assert not path.startswith("/")
         assert ".." not in Path(path).parts
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_agent_brings_every_module_that_it_imports(init: Init) -> None:
+    """Also those that a handler imports when it is first used."""
+    brought = {path: content for path, (content, _) in agent_files(init).items() if path.endswith(".py")}
+    for path, content in brought.items():
+        for name in re.findall(r"^\s*(?:from|import) (banger[.\w]*)", content.decode(), re.MULTILINE):
+            place = f"usr/lib/banger/{name.replace('.', '/')}"
+            assert {f"{place}.py", f"{place}/__init__.py"} & set(brought), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("init", ["openrc", "runit"])
+def test_every_service_that_is_enabled_is_installed(init: Init) -> None:
+    installed = {f"/{path}" for path in agent_files(init)}
+    for path, target in links(init).items():
+        if not path.endswith("/supervise"):
+            assert {target, f"{target}/run"} & installed, path
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_scripts_are_executable_and_a_shell_can_read_them(tmp_path: Path, init: Init) -> None:
+    install(tmp_path, init)
+    for name, (content, mode) in agent_files(init).items():
+        assert (mode == 0o755) == content.startswith(b"#!"), name
+        if b"sh\n" in content[:20] or b"openrc-run\n" in content[:30] or name.endswith(".sh"):
+            asyncio.run(run(["/bin/sh", "-n", str(tmp_path / name)], timeout=_DEADLINE))
+
+
+@pytest.mark.parametrize("path", ["etc/init.d/sshd", "etc/sv/sshd/run"])
+def test_ssh_server_is_told_the_same_by_every_init(path: str) -> None:
+    """Not every distribution's sshd_config includes the folder that our settings are in."""
+    settings = agent_files()["etc/ssh/sshd_config.d/banger.conf"][0].decode().splitlines()
+    text = (agent_files("openrc") | agent_files("runit"))[path][0].decode()
+    assert re.findall(r"-o (\S+?)[\s\"]", text) == [line.replace(" ", "=", 1) for line in settings]
 
 
 def test_every_unit_that_is_enabled_or_waited_for_is_installed() -> None:

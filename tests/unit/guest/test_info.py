@@ -59,16 +59,18 @@ def test_services_of_each_init(tmp_path: Path, init: str) -> None:
 def test_systemd_services_that_shall_run_and_those_that_do(tmp_path: Path) -> None:
     write_init(tmp_path, "systemd")
     wants = "etc/systemd/system/multi-user.target.wants"
-    for name in ("opencode", "once", "masked", "gone"):
+    for name in ("opencode", "once", "masked", "gone", "getty@tty1", "getty@tty2"):
         write(tmp_path, f"{wants}/{name}.service", "")
     write(tmp_path, f"{wants}/x.timer", "")
     write(tmp_path, "usr/lib/systemd/system/opencode.service", "[Service]\nType=simple\n")
     write(tmp_path, "etc/systemd/system/once.service", "[Service]\nType=oneshot\n")
     (tmp_path / "etc/systemd/system/masked.service").symlink_to("/dev/null")
+    write(tmp_path, "usr/lib/systemd/system/getty@.service", "[Service]\nType=idle\n")
+    (tmp_path / "etc/systemd/system/getty@tty1.service").symlink_to("/dev/null")
     write(tmp_path, "sys/fs/cgroup/system.slice/cron.service/cgroup.procs", "7\n")
     write(tmp_path, "sys/fs/cgroup/system.slice/ended.service/cgroup.procs", "")
     states = {item["name"]: item["state"] for item in report(str(tmp_path))["services"]}  # type: ignore[attr-defined]
-    assert states == {"cron": "running", "opencode": "stopped", "sshd": "running"}
+    assert states == {"cron": "running", "getty@tty2": "stopped", "opencode": "stopped", "sshd": "running"}
 
 
 def test_openrc_and_runit_tell_stopped_and_failed(tmp_path: Path) -> None:

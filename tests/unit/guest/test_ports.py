@@ -155,9 +155,13 @@ def test_secure_shell_is_not_probed_by_its_name(monkeypatch: pytest.MonkeyPatch)
     def name(found: list[ports.Listener]) -> None:
         found[0].process = "sshd"
 
+    def probe(targets: list[tuple[str, str, int]]) -> set[str]:
+        asked.extend(targets)
+        return set()
+
     monkeypatch.setattr(ports, "listeners", lambda: [one, other])
     monkeypatch.setattr(ports, "_name_processes", name)
-    monkeypatch.setattr(ports, "speaks_http", lambda targets: asked.extend(targets) or set())
+    monkeypatch.setattr(ports, "speaks_http", probe)
     ports.report()
     assert asked == [("2", "127.0.0.1", 80)]
 

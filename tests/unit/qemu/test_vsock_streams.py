@@ -125,6 +125,42 @@ def test_half_close_by_the_guest_keeps_the_other_direction(rig: Rig) -> None:
     rig.until(lambda: rig.open() == 0)
 
 
+def test_answer_to_a_half_closed_client_comes_whole_however_slowly_it_reads(rig: Rig) -> None:
+    client, peer = rig.connect(52)
+    client.send(b"question")
+    client.shutdown(socket.SHUT_WR)
+    rig.until(lambda: peer.peer_shut == packet.SHUT_SEND)
+    data = os.urandom(2_000_000)
+    peer.send(data)
+    rig.settle()
+    assert len(peer.unsent) > 1_000_000  # the client has not read yet
+    assert rig.receive(client, lambda got: len(got) == len(data)) == data
+    peer.shutdown(packet.SHUT_SEND)
+    rig.until(lambda: peer.peer_shut == packet.SHUT_BOTH)
+    assert rig.end(client) == b""
+
+
+def test_guests_half_close_waits_for_its_bytes_and_the_client_goes_on_sending(rig: Rig) -> None:
+    client, peer = rig.connect(52)
+    data = os.urandom(200_000)
+    peer.send(data)
+    rig.until(lambda: not peer.unsent)
+    peer.shutdown(packet.SHUT_SEND)
+    rig.settle()
+    left, got = memoryview(bytes(1_000_000)), bytearray()
+
+    def each() -> None:
+        nonlocal left
+        left = left[write_some(client, left) :]
+        got.extend(peer.read())
+
+    rig.until(lambda: len(got) == 1_000_000, each)
+    assert rig.end(client) == data
+    assert peer.peer_shut == 0
+    client.shutdown(socket.SHUT_WR)
+    rig.until(lambda: peer.peer_shut == packet.SHUT_BOTH)
+
+
 def test_both_half_closes_end_the_connection(rig: Rig) -> None:
     client, peer = rig.connect(52)
     client.shutdown(socket.SHUT_WR)

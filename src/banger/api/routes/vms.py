@@ -1,13 +1,15 @@
 """/vms"""
 
 import asyncio
+import base64
 import contextlib
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Controller, MediaType, WebSocket, delete, get, post, websocket
+from litestar import Controller, MediaType, Response, WebSocket, delete, get, post, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Parameter
+from litestar.response import Stream as ByteStream
 
 from banger.api.services import Services
 from banger.model.documents import VmDocument
@@ -85,15 +87,24 @@ class Vms(Controller):
     async def report_vm(self, ref: str, services: Services) -> Report:
         return await services.reporter.write(ref)
 
-    @get("/{ref:str}/logs", media_type=MediaType.TEXT, summary="The end of the console or engine log")
+    @get("/{ref:str}/logs", media_type=MediaType.TEXT, summary="The end of the console or engine log, and what comes")
     async def vm_logs(
         self,
         ref: str,
         services: Services,
         source: str = "console",
         limit: Annotated[int, Parameter(ge=0, le=4194304, description="bytes")] = 65536,
-    ) -> str:
-        return services.vms.logs(ref, source, limit)
+        follow: Annotated[bool, Parameter(description="Go on until the VM is deleted or the daemon ends")] = False,
+        after: Annotated[
+            str | None,
+            Parameter(max_length=1024, description="Follow behind these bytes, the last 256 seen (URL-safe base64)"),
+        ] = None,
+    ) -> Response[Any]:
+        if not follow:
+            return Response(services.vms.logs(ref, source, limit), media_type=MediaType.TEXT)
+        pieces = services.vms.follow_logs(ref, source, _decoded(after), limit)
+        await anext(pieces)  # what forbids to follow is told by the status
+        return ByteStream(pieces, media_type=MediaType.TEXT)
 
     @websocket("/{ref:str}/exec")
     async def exec_in_vm(self, socket: Socket, ref: str, services: Services) -> None:
@@ -113,6 +124,13 @@ class Vms(Controller):
             return
         else:
             await _relay(socket, stream)
+
+
+def _decoded(text: str | None) -> bytes | None:
+    try:
+        return None if text is None else base64.urlsafe_b64decode(text)
+    except ValueError as error:
+        raise Invalid("`after` is not URL-safe base64", hint="without it the last `limit` bytes come first") from error
 
 
 async def _refuse(socket: Socket, error: BangerError) -> None:

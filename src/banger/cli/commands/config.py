@@ -1,6 +1,7 @@
 """banger config"""
 
 import argparse
+import sys
 
 from banger.cli.parser import Parser, Verbs
 
@@ -12,16 +13,24 @@ def register(parser: Parser) -> None:
 
 def show(arguments: argparse.Namespace) -> int:
     from banger.cli.render import print_json, table
-    from banger.config import load_settings, setting_origins
+    from banger.config import read_config
 
-    settings, origins = load_settings(), setting_origins()
-    rows = [(name, f"{getattr(settings, name):g}", origin) for name, origin in origins.items()]
+    settings, origins, warnings = read_config()
+    for text in warnings:
+        print(f"warning: {text}", file=sys.stderr)
+    values = {name: getattr(settings, name) for name in origins}
     if arguments.json:
-        values = {name: getattr(settings, name) for name in origins}
         print_json({n: {"value": v, "origin": origins[n]} for n, v in values.items()} if arguments.origin else values)
     elif arguments.origin:
-        table(("SETTING", "VALUE", "ORIGIN"), rows)
+        table(("SETTING", "VALUE", "ORIGIN"), ((name, _shown(v), origins[name]) for name, v in values.items()))
     else:
-        for name, value, _ in rows:
-            print(f"{name} = {value}")
+        for name, value in values.items():
+            print(f"{name} = {_shown(value)}")
     return 0
+
+
+def _shown(value: float | str) -> str:
+    """As it stands in the file."""
+    import json
+
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}"

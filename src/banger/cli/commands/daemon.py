@@ -18,12 +18,13 @@ def register(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from banger.config import load_settings
+    from banger.config import read_config
     from banger.daemon import run as serve
     from banger.paths import default_paths
 
     try:
-        serve(default_paths(), load_settings(), ready=arguments.ready_fd)
+        config = read_config()
+        serve(default_paths(), config.settings, ready=arguments.ready_fd, warnings=config.warnings)
     except BangerError as error:
         if arguments.ready_fd is not None:
             os.write(arguments.ready_fd, json.dumps(error.to_dict(), default=str).encode())

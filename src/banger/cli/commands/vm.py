@@ -26,8 +26,14 @@ def register(parser: Parser) -> None:
         "--wait", type=float, default=0.0, metavar="S", help="wait so many seconds until nothing is still starting"
     )
     add_name(verbs.add("report", report, "write a file with all that is known of a VM, for whoever looks for a fault"))
-    verb = verbs.add("logs", logs, "print the end of a VM's console log")
+    verb = verbs.add(
+        "logs",
+        logs,
+        "print the end of a VM's console log, and with -f what comes",
+        epilog="-f goes on over restarts of the VM until it is deleted (status 0), or until Ctrl-C (status 130).",
+    )
     add_name(verb)
+    verb.add_argument("-f", "--follow", action="store_true", help="go on printing what comes")
     verb.add_argument("--source", choices=("console", "engine"), default="console", help="which log (default: console)")
     verb.add_argument("-n", "--lines", type=int, default=200, metavar="N", help="how many lines (default: 200)")
     vm_access.register_plumbing(verbs)
@@ -247,14 +253,6 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def logs(arguments: argparse.Namespace) -> int:
-    if arguments.lines < 0:
-        raise Invalid("--lines cannot be negative", hint="choose 0 or more")
-    text = client().vm_logs(required_name(arguments), arguments.source, min(4 << 20, max(4096, arguments.lines * 400)))
-    lines = text.splitlines()[-arguments.lines :] if arguments.lines else []
-    if arguments.json:
-        from banger.cli.render import print_json
+    from banger.cli.logs import run_logs
 
-        print_json({"source": arguments.source, "lines": lines})
-    else:
-        print("\n".join(lines))
-    return 0
+    return run_logs(arguments)

@@ -100,10 +100,13 @@ def _register_console(verbs: Verbs) -> None:
         "console",
         _lazy("console", "run_console"),
         "attach to a VM's serial console",
-        epilog="Press Enter for a prompt. Enter ~ . detaches; Enter ~ ? shows the other escapes.",
+        epilog="Press Enter for a prompt. Enter ~ . detaches; Enter ~ ? shows the other escapes.\n"
+        "Input that is piped in is typed as it is, without escapes; output goes on until Ctrl-C.",
     )
     add_name(verb)
-    verb.add_argument("--escape", default="~", metavar="CHAR", help="the escape character (default: ~)")
+    verb.add_argument(
+        "--escape", default="~", metavar="CHAR", help="the escape: ~, another one, like ^], or none (default: ~)"
+    )
 
 
 def _register_opencode(verbs: Verbs) -> None:

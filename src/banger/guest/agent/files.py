@@ -96,28 +96,34 @@ def _receive(sock: socket, order: Order, rest: bytes) -> "dict[str, object]":
 
 
 class _Outlet:
-    """Gathers what is written into frames of full length."""
+    """Gathers what is written into frames of full length, copying each byte once: copies are slow in emulation."""
 
     def __init__(self, sock: socket) -> None:
         self._sock = sock
-        self._waiting = bytearray()
+        self._frame = bytearray(protocol.HEADER.size + protocol.MAX_PAYLOAD)
+        self._end = protocol.HEADER.size
 
     def write(self, data: bytes) -> None:
-        self._waiting += data
-        while len(self._waiting) >= protocol.MAX_PAYLOAD:
-            self._frame(bytes(self._waiting[: protocol.MAX_PAYLOAD]))
-            del self._waiting[: protocol.MAX_PAYLOAD]
+        view = memoryview(data)
+        while view:
+            part = view[: len(self._frame) - self._end]
+            self._frame[self._end : self._end + len(part)] = part
+            self._end += len(part)
+            view = view[len(part) :]
+            if self._end == len(self._frame):
+                self.flush()
 
     def flush(self) -> None:
-        if self._waiting:
-            self._frame(bytes(self._waiting))
-            self._waiting.clear()
-
-    def _frame(self, payload: bytes) -> None:
+        """Send what waits, if anything does. Raises `HostGone`."""
+        length = self._end - protocol.HEADER.size
+        if not length:
+            return
+        protocol.HEADER.pack_into(self._frame, 0, protocol.STDOUT, length)
         try:
-            self._sock.sendall(protocol.encode(protocol.STDOUT, payload))
+            self._sock.sendall(memoryview(self._frame)[: self._end])
         except OSError as error:
             raise HostGone(str(error)) from None
+        self._end = protocol.HEADER.size
 
 
 class _Inlet:
@@ -125,29 +131,37 @@ class _Inlet:
 
     def __init__(self, sock: socket, rest: bytes) -> None:
         self._sock = sock
-        self._frames = protocol.Decoder(rest)
-        self._present = memoryview(b"")
+        self._rest = rest
+        self._left = 0  # bytes of the present frame
         self._ended = False
 
     def read(self, count: int) -> bytes:
         """1 to `count` bytes, none at the end. Raises `HostGone`."""
-        while not self._present and not self._ended:
-            self._present = memoryview(self._next())
-            self._ended = not self._present
-        data = bytes(self._present[:count])
-        self._present = self._present[count:]
+        if not self._left and not self._ended:
+            self._next()
+        if self._ended:
+            return b""
+        data = self._receive(min(count, self._left))
+        self._left -= len(data)
         return data
 
-    def _next(self) -> bytes:
+    def _next(self) -> None:
+        header = b""
+        while len(header) < protocol.HEADER.size:
+            header += self._receive(protocol.HEADER.size - len(header))
+        kind, self._left = protocol.HEADER.unpack(header)
+        if kind != protocol.STDIN or self._left > protocol.MAX_PAYLOAD:
+            raise HostGone("the host sent something else than a frame of input")
+        self._ended = not self._left
+
+    def _receive(self, count: int) -> bytes:
+        if self._rest:
+            data, self._rest = self._rest[:count], self._rest[count:]
+            return data
         try:
-            while (frame := self._frames.next()) is None:
-                data = self._sock.recv(protocol.MAX_PAYLOAD)
-                if not data:
-                    raise HostGone("the host closed the stream")
-                self._frames.feed(data)
-        except (OSError, protocol.ProtocolError) as error:
+            data = self._sock.recv(count)
+        except OSError as error:
             raise HostGone(str(error)) from None
-        kind, payload = frame
-        if kind != protocol.STDIN:
-            raise HostGone(f"the host sent a frame of kind {kind}")
-        return payload
+        if not data:
+            raise HostGone("the host closed the stream")
+        return data

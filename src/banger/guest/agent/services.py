@@ -47,13 +47,11 @@ def _systemd(root: str) -> "dict[str, str]":
 def _stays(root: str, unit: str) -> bool:
     """Whether a unit is there, is not masked, and is of a kind that keeps a process."""
     stem, at, _instance = unit.partition("@")
-    name = stem + "@" + _SUFFIX if at else unit
-    for folder in _UNIT_FOLDERS:
-        path = root + folder + name
-        if os.path.lexists(path):
-            text = read_text(path)
-            return bool(text) and "\nType=oneshot" not in text
-    return False
+    names = (unit, stem + "@" + _SUFFIX) if at else (unit,)  # an instance may be masked by itself
+    paths = [root + folder + name for name in names for folder in _UNIT_FOLDERS]
+    found = next((path for path in paths if os.path.lexists(path)), "")
+    text = read_text(found)
+    return bool(text) and "\nType=oneshot" not in text
 
 
 def _openrc(root: str) -> "dict[str, str]":

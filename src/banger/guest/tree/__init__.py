@@ -3,8 +3,8 @@
 Standard library only, Python 3.9 or newer. Names are bytes throughout, whatever the locale.
 """
 
-from banger.guest.tree.pack import pack
+from banger.guest.tree.packing import pack
 from banger.guest.tree.report import SKIPPED_MAX, Progress, Report, TreeError
-from banger.guest.tree.unpack import KEEP, UNPACKER, Owner, unpack
+from banger.guest.tree.unpacking import KEEP, UNPACKER, Owner, unpack
 
 __all__ = ["KEEP", "SKIPPED_MAX", "UNPACKER", "Owner", "Progress", "Report", "TreeError", "pack", "unpack"]

@@ -1,9 +1,22 @@
 """Reads a tar stream member by member, with a bound on everything that a hostile archive could make large."""
 
-import tarfile
 from collections.abc import Callable, Iterator
 
-from banger.guest.tree.headers import BLOCK, SIZE_MAX, Member, member_of, read_block, read_records, real_size
+from banger.guest.tree.headers import (
+    BLOCK,
+    GLOBAL,
+    LONG_LINK,
+    LONG_NAME,
+    OLD_SPARSE,
+    PAX,
+    SIZE_MAX,
+    Header,
+    Member,
+    member_of,
+    octal,
+    read_records,
+    real_size,
+)
 from banger.guest.tree.report import TreeError
 
 CHUNK = 65536
@@ -14,9 +27,8 @@ _TRAILER_MAX = 1 << 20  # bytes after the end-of-archive blocks: tar pads to its
 _ZEROS = bytes(BLOCK)
 _NUMBER_MAX = 20  # digits of a number in a sparse map
 
-_LONG = {tarfile.GNUTYPE_LONGNAME: b"path", tarfile.GNUTYPE_LONGLINK: b"linkpath"}
-_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-_OLD_SPARSE = (b"GNU.sparse.map", b"GNU.sparse.numblocks", b"GNU.sparse.offset")
+_LONG = {LONG_NAME: b"path", LONG_LINK: b"linkpath"}
+_OLDER_SPARSE = (b"GNU.sparse.map", b"GNU.sparse.numblocks", b"GNU.sparse.offset")
 
 
 class Reader:
@@ -35,15 +47,15 @@ class Reader:
             if block == _ZEROS:
                 self._finish()
                 return None
-            info = read_block(block)
-            if info.type in _PAX:
-                records.update(read_records(self._extension(info.size)))
-            elif info.type in _LONG:
-                records[_LONG[info.type]] = self._extension(info.size).rstrip(b"\0")
-            elif info.type == tarfile.XGLTYPE:
-                self._skip(_padded(info.size))  # for all that follows: a comment, in practice
+            header = Header(block)
+            if header.type == PAX:
+                records.update(read_records(self._extension(header.size)))
+            elif header.type in _LONG:
+                records[_LONG[header.type]] = self._extension(header.size).rstrip(b"\0")
+            elif header.type == GLOBAL:
+                self._skip(_padded(header.size))  # for all that follows: a comment, in practice
             else:
-                return self._member(info, records, block)
+                return self._member(header, records)
         raise TreeError("the archive holds too many headers before one entry")
 
     def chunks(self, member: Member) -> "Iterator[tuple[int, bytes]]":
@@ -56,17 +68,17 @@ class Reader:
                 yield offset, data
                 offset += len(data)
 
-    def _member(self, info: tarfile.TarInfo, records: "dict[bytes, bytes]", block: bytes) -> Member:
-        member = member_of(info, records)
+    def _member(self, header: Header, records: "dict[bytes, bytes]") -> Member:
+        member = member_of(header, records)
         self._left = _padded(member.stored)
         if member.kind != "file":
             return member
-        if info.type == tarfile.GNUTYPE_SPARSE:
-            self._old_map(member, block)
+        if header.type == OLD_SPARSE:
+            self._old_map(member, header.block)
         elif records.get(b"GNU.sparse.major") == b"1" and records.get(b"GNU.sparse.minor") == b"0":
             member.size = real_size(records)
             member.runs = self._map(member)
-        elif any(key in records for key in _OLD_SPARSE):
+        elif any(key in records for key in _OLDER_SPARSE):
             raise TreeError("the archive holds a sparse file in an old form; pack it with --sparse-version=1.0")
         if member.runs is not None:
             _check_runs(member)
@@ -100,7 +112,7 @@ class Reader:
 
     def _old_map(self, member: Member, block: bytes) -> None:
         """The map of GNU tar's own format, which is in the header and in blocks of its own before the data."""
-        places, size = block[386:482], _octal(block[483:495])
+        places, size = block[386:482], octal(block[483:495])
         extended = block[482]
         runs = _structures(places)
         while extended:
@@ -154,18 +166,8 @@ def _structures(data: bytes) -> "list[tuple[int, int]]":
     for start in range(0, len(data) - 23, 24):
         if not data[start]:
             break
-        found.append((_octal(data[start : start + 12]), _octal(data[start + 12 : start + 24])))
+        found.append((octal(data[start : start + 12]), octal(data[start + 12 : start + 24])))
     return found
-
-
-def _octal(field: bytes) -> int:
-    """A number in a header: octal digits, or bytes after a first one of 0x80."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.rstrip(b"\0 ") or b"0", 8)
-    except ValueError:
-        raise TreeError("the archive holds a sparse file with a malformed map") from None
 
 
 def _check_runs(member: Member) -> None:

@@ -56,7 +56,7 @@ def unpack(
     With `contents` into the directory `path`, which is made with its parents. Else the archive has one top entry: it
     lands in the directory `path` under `name`, by default its own; where `path` is no directory, it becomes `path`, in
     a directory that must exist. Nothing is made before the first entry has come. Raises `TreeError`, and what `read`
-    raises; what was whole by then stays.
+    raises, which must not be an OSError; what was whole by then stays.
     """
     report = Report(progress)
     reader = Reader(read)
