@@ -134,9 +134,11 @@ class _Inlet:
         self._rest = rest
         self._left = 0  # bytes of the present frame
         self._ended = False
+        # one for all: a new object for each receipt, of whatever size came, would fragment the memory file by file
+        self._buffer = memoryview(bytearray(protocol.MAX_PAYLOAD))
 
-    def read(self, count: int) -> bytes:
-        """1 to `count` bytes, none at the end. Raises `HostGone`."""
+    def read(self, count: int) -> "bytes | memoryview":
+        """1 to `count` bytes, none at the end; good until the next call. Raises `HostGone`."""
         if not self._left and not self._ended:
             self._next()
         if self._ended:
@@ -148,20 +150,20 @@ class _Inlet:
     def _next(self) -> None:
         header = b""
         while len(header) < protocol.HEADER.size:
-            header += self._receive(protocol.HEADER.size - len(header))
+            header += bytes(self._receive(protocol.HEADER.size - len(header)))
         kind, self._left = protocol.HEADER.unpack(header)
         if kind != protocol.STDIN or self._left > protocol.MAX_PAYLOAD:
             raise HostGone("the host sent something else than a frame of input")
         self._ended = not self._left
 
-    def _receive(self, count: int) -> bytes:
+    def _receive(self, count: int) -> "bytes | memoryview":
         if self._rest:
             data, self._rest = self._rest[:count], self._rest[count:]
             return data
         try:
-            data = self._sock.recv(count)
+            received = self._sock.recv_into(self._buffer[: min(count, len(self._buffer))])
         except OSError as error:
             raise HostGone(str(error)) from None
-        if not data:
+        if not received:
             raise HostGone("the host closed the stream")
-        return data
+        return self._buffer[:received]

@@ -19,6 +19,7 @@ from banger.guest.tree.headers import (
 )
 from banger.guest.tree.report import TreeError
 
+Read = Callable[[int], "bytes | memoryview"]
 CHUNK = 65536
 RUNS_MAX = 65536  # runs of data in one sparse file
 _EXTENSION_MAX = 1 << 20  # bytes of a pax header or a long name
@@ -32,9 +33,9 @@ _OLDER_SPARSE = (b"GNU.sparse.map", b"GNU.sparse.numblocks", b"GNU.sparse.offset
 
 
 class Reader:
-    """`read(n)` gives 1 to n bytes, or none at the end of the stream. Everything raises `TreeError`."""
+    """`read(n)` gives 1 to n bytes, good until the next call, or none at the stream's end. All raises `TreeError`."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Read) -> None:
         self._read = read
         self._left = 0  # bytes of the present member, its padding included
 
@@ -58,8 +59,8 @@ class Reader:
                 return self._member(header, records)
         raise TreeError("the archive holds too many headers before one entry")
 
-    def chunks(self, member: Member) -> "Iterator[tuple[int, bytes]]":
-        """The data of the present member: (offset in the file, bytes)."""
+    def chunks(self, member: Member) -> "Iterator[tuple[int, bytes | memoryview]]":
+        """The data of the present member: (offset in the file, bytes that are good until the next chunk)."""
         for offset, length in [(0, member.size)] if member.runs is None else member.runs:
             end = offset + length
             while offset < end:
@@ -146,10 +147,10 @@ class Reader:
     def _exactly(self, count: int) -> bytes:
         data = b""
         while len(data) < count:
-            data += self._some(count - len(data))
+            data += bytes(self._some(count - len(data)))
         return data
 
-    def _some(self, count: int) -> bytes:
+    def _some(self, count: int) -> "bytes | memoryview":
         data = self._read(count)
         if not data:
             raise TreeError("the archive ends too early")

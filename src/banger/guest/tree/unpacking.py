@@ -6,9 +6,8 @@ followed, whether the archive made it or it was there before. Files appear under
 
 import errno
 import os
-from collections.abc import Callable
 
-from banger.guest.tree.archive import Reader
+from banger.guest.tree.archive import Read, Reader
 from banger.guest.tree.headers import Member
 from banger.guest.tree.report import Progress, Report, TreeError, shown
 
@@ -43,7 +42,7 @@ KEEP = Owner(-1, -1, keep=True)
 
 
 def unpack(
-    read: Callable[[int], bytes],
+    read: Read,
     path: bytes,
     *,
     contents: bool = False,
