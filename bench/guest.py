@@ -1,4 +1,6 @@
-"""What reaching into a guest costs: exec against ssh, and vm cp and vm forward against the raw vsock stream."""
+"""What the agent costs a boot, and what reaching into a guest costs: exec against ssh, vm cp and vm forward against the
+raw vsock stream.
+"""
 
 import os
 import socket
@@ -7,14 +9,17 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from tests.support.engine import Engine
 from tests.support.home import Home
 
 EXECS, LOGINS, ROUNDS = 100, 20, 5
 MIB = 128
 RAW_PORT, TCP_PORT = 5000, 5001
 SETTLE_S = 20
+BOOT_S, BOOTED = 120, "Reached target multi-user.target"
 
 # Sends or takes a stream on a vsock and on a TCP port: one byte from the host says which way.
 _SERVER = f"""
@@ -43,16 +48,40 @@ serve(tcp)
 
 
 def measure(home: Home) -> dict[str, list[float]]:
-    """Seconds of each command and stream, what is compared taken in turn."""
+    """Seconds of each boot, command and stream, what is compared taken in turn."""
+    found = _boots((home.state / "images").resolve())
     home.run("vm", "create", "--name", "reach", "--no-opencode")
     time.sleep(SETTLE_S)  # the guest's own start-up work has ended
     home.run("vm", "ssh", "reach", "true")  # pins the host key
-    found: dict[str, list[float]] = {"exec_true": [], "ssh_true": []}
+    found |= {"exec_true": [], "ssh_true": []}
     for number in range(EXECS):
         found["exec_true"].append(_seconds(lambda: home.run("vm", "exec", "reach", "true")))
         if number % (EXECS // LOGINS) == 0:
             found["ssh_true"].append(_seconds(lambda: home.run("vm", "ssh", "reach", "true")))
     return found | _streams(home)
+
+
+def _boots(images: Path) -> dict[str, list[float]]:
+    """Seconds from the start to the last target, with the agent and with its unit masked."""
+    found: dict[str, list[float]] = {"boot_with_agent": [], "boot_without_agent": []}
+    for _ in range(ROUNDS):
+        found["boot_with_agent"].append(_boot(images, ""))
+        found["boot_without_agent"].append(_boot(images, " systemd.mask=banger-agent.service"))
+    return found
+
+
+def _boot(images: Path, more: str) -> float:
+    engine = Engine(images)
+    try:
+        engine.launch()
+        source = engine.configuration()["boot-source"]
+        engine.configure(**{"boot-source": source | {"boot_args": engine.boot_args + more}})
+        begun = time.perf_counter()
+        engine.start()
+        engine.wait(lambda: BOOTED in engine.console.read_text(errors="replace"), BOOT_S)
+        return time.perf_counter() - begun
+    finally:
+        engine.close()
 
 
 def _streams(home: Home) -> dict[str, list[float]]:
@@ -136,6 +165,8 @@ def table(found: dict[str, Any]) -> str:
     middle = {name: statistics.median(values) for name, values in found.items()}
     last = {name: statistics.quantiles(values, n=100)[98] for name, values in found.items()}
     rows = [
+        ("boot to multi-user, with the agent", f"{middle['boot_with_agent']:.2f} s"),
+        ("the same, with the agent's unit masked", f"{middle['boot_without_agent']:.2f} s"),
         ("`vm exec NAME true`, median", f"{middle['exec_true'] * 1e3:.0f} ms"),
         ("the same, 99th percentile", f"{last['exec_true'] * 1e3:.0f} ms"),
         ("`vm ssh NAME true`, median", f"{middle['ssh_true'] * 1e3:.0f} ms"),

@@ -36,7 +36,11 @@ cat <<END
 Ready after $((SECONDS - begun)) s. Try:
   $banger vm exec $name -- uname -a
   $banger vm exec -it $name -- bash
-  $banger vm logs $name
+  $banger vm ssh $name
+  $banger vm cp ./docs $name:/root/
+  $banger vm ports $name
+  $banger vm opencode $name
+  $banger vm console $name
   $banger vm list
   $banger vm stop $name
   $banger vm delete $name

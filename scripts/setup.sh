@@ -16,6 +16,8 @@ command -v apt-get >/dev/null || die "this set-up needs a Debian-like system (ap
     "install by hand: ${packages[*]}, then: python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e ."
 
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
+# opencode comes from where npm on this host gets its packages
+command -v npm >/dev/null || env | grep -qi '^npm_config_registry=' || packages+=(npm)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
