@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from banger.cli.connect import client, required_name
 from banger.cli.escapes import Escape, Escapes, parse_escape
 from banger.cli.plain import Plain
-from banger.cli.terminal import raw
+from banger.cli.terminal import raw, signals
 from banger.client.console import Keyboard, open_keyboard
 from banger.client.logs import LogStream
 from banger.model.documents import VmDocument
@@ -52,7 +52,7 @@ def run_console(arguments: argparse.Namespace) -> int:
         stream = stack.enter_context(contextlib.closing(LogStream(default_paths(), vm["id"], "console", data)))
         session = _Session(vm, stream, keyboard, engine, Escapes(escape if sys.stdin.isatty() else None))
         session.greet(data, arguments.escape, reason)
-        with _ending_signals() as wake, raw(session.typing and sys.stdin.isatty()):
+        with signals(_ENDING) as wake, raw(session.typing and sys.stdin.isatty()):
             return session.run(wake)
 
 
@@ -71,22 +71,6 @@ def _engine(vm: VmDocument) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _ending_signals() -> Iterator[int]:
-    """A descriptor on which the numbers of signals arrive that shall end us."""
-    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {number: signal.signal(number, lambda *_: None) for number in _ENDING}
-    old = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    try:
-        yield read_end
-    finally:
-        signal.set_wakeup_fd(old)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read_end)
-        os.close(write_end)
 
 
 class _Session:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from banger.cli.connect import client, required_name
-from banger.cli.terminal import raw
+from banger.cli.terminal import raw, signals
 from banger.client.exec import ExecSession
 from banger.model.errors import Invalid
 from banger.model.guest import ExecRequest
@@ -60,13 +60,12 @@ def _terminal(tty_wanted: bool) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _signals(session: ExecSession, *, tty: bool) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Signals wake the session through a pipe and are passed to the command; a second Ctrl-C ends us."""
-    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    """Signals wake the session and are passed to the command; a second Ctrl-C ends us."""
     interrupts = 0
 
     def woken() -> None:
         nonlocal interrupts
-        for number in os.read(read_end, 64):
+        for number in os.read(wake, 64):
             if number == signal.SIGWINCH:
                 size = os.get_terminal_size()
                 session.resize(size.lines, size.columns)
@@ -76,14 +75,5 @@ def _signals(session: ExecSession, *, tty: bool) -> Iterator[tuple[int, Callable
             if interrupts > 1:
                 raise KeyboardInterrupt
 
-    numbers = (*_PASSED, signal.SIGWINCH) if tty else _PASSED
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    old = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    try:
-        yield read_end, woken
-    finally:
-        signal.set_wakeup_fd(old)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read_end)
-        os.close(write_end)
+    with signals((*_PASSED, signal.SIGWINCH) if tty else _PASSED) as wake:
+        yield wake, woken

@@ -1,9 +1,11 @@
-"""The terminal that is our standard input."""
+"""The terminal that is our standard input, and signals as something to read."""
 
 import contextlib
+import os
+import signal
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 @contextlib.contextmanager
@@ -18,3 +20,19 @@ def raw(wanted: bool) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def signals(numbers: Sequence[int]) -> Iterator[int]:
+    """A descriptor on which the numbers of these signals arrive, a byte each, instead of what they did before."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    old = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    try:
+        yield read_end
+    finally:
+        signal.set_wakeup_fd(old)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read_end)
+        os.close(write_end)

@@ -2,11 +2,10 @@
 
 import os
 
-from banger.guest.agent.http1 import Refused
-from banger.guest.agent.jsonlite import decode
+from banger.guest.agent.http1 import Refused, document
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_FIELDS = {"argv", "env", "cwd", "user", "tty", "rows", "cols", "timeout_s"}
+_FIELDS = frozenset({"argv", "env", "cwd", "user", "tty", "rows", "cols", "timeout_s"})
 
 
 class Account:
@@ -41,16 +40,7 @@ class Command:
 
 def parse(body: bytes) -> Command:
     """The command in a request body. Raises `Refused` 400 with the field and the reason."""
-    try:
-        document = decode(body)
-    except ValueError as error:
-        raise Refused(400, str(error)) from None
-    if not isinstance(document, dict):
-        raise Refused(400, "the body is not a JSON object")
-    unknown = sorted(set(document) - _FIELDS)
-    if unknown:
-        raise Refused(400, f"unknown field {unknown[0][:100]}")
-    given = {name: value for name, value in document.items() if value is not None}
+    given = document(body, _FIELDS)
     argv = given.get("argv")
     if not isinstance(argv, list) or not argv or argv[0] == "":
         raise Refused(400, "argv is not a list of strings that starts with a program")

@@ -19,7 +19,7 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 def give(request: Request, root: str = "") -> None:
     """Write the password and start the service. Raises `Refused` 400, 409 without the service, 500."""
-    password = document(request, frozenset({"password"})).get("password")
+    password = document(request.body, frozenset({"password"})).get("password")
     if not isinstance(password, str) or not 0 < len(password) <= MAX_PASSWORD or not set(password) <= _SAFE:
         raise Refused(400, f"password is 1 to {MAX_PASSWORD} letters, digits and . _ ~ -")
     state = service_state((SERVICE,), root)

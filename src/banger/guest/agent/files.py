@@ -9,10 +9,10 @@ from _socket import socket
 from banger.guest import protocol, tree
 from banger.guest.agent import http1
 from banger.guest.agent.command import find_account
-from banger.guest.agent.jsonlite import decode, encode
+from banger.guest.agent.jsonlite import encode
 
 LINGER_SECONDS = 60.0  # for the host to read the rest and close
-_FIELDS = {"mode", "path", "as", "owner", "user"}
+_FIELDS = frozenset({"mode", "path", "as", "owner", "user"})
 
 
 class HostGone(Exception):
@@ -33,15 +33,7 @@ class Order:
 
 def parse(body: bytes) -> Order:
     """The order in a request body. Raises `Refused` 400 with the field and the reason."""
-    try:
-        document = decode(body)
-    except ValueError as error:
-        raise http1.Refused(400, str(error)) from None
-    if not isinstance(document, dict):
-        raise http1.Refused(400, "the body is not a JSON object")
-    unknown = sorted(set(document) - _FIELDS)
-    if unknown:
-        raise http1.Refused(400, f"unknown field {unknown[0][:100]}")
+    document = http1.document(body, _FIELDS)
     account = find_account(document.get("user"))
     keep = _choice(document, "owner", "user", "keep") == "keep"
     owner = tree.KEEP if keep else tree.Owner(account.uid, account.gid)

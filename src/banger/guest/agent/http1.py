@@ -132,10 +132,10 @@ def open_stream(sock: socket) -> None:
     send_all(sock, _head(200, {}))
 
 
-def document(request: Request, fields: "frozenset[str]") -> "dict[str, object]":
-    """The JSON object in the body, without nulls. Raises `Refused` 400 when it is none or has other fields."""
+def document(body: bytes, fields: "frozenset[str]") -> "dict[str, object]":
+    """The JSON object in a body, without nulls. Raises `Refused` 400 when it is none or has other fields."""
     try:
-        found = decode(request.body)
+        found = decode(body)
     except ValueError as error:
         raise Refused(400, str(error)) from None
     if not isinstance(found, dict):

@@ -60,7 +60,7 @@ def report(root: str = "") -> "dict[str, object]":
 
 def change(request: Request, root: str = "") -> None:
     """Do what a POST asks. Raises `Refused`: 400 with nothing done, or 500 with the step that failed."""
-    wanted = Change(document(request, _FIELDS))
+    wanted = Change(document(request.body, _FIELDS))
     from banger.guest.agent import become
 
     # Random numbers come before the keys that are made of them, the clock before whatever notes the time.

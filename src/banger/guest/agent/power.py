@@ -2,8 +2,7 @@
 
 import os
 
-from banger.guest.agent.http1 import Refused
-from banger.guest.agent.jsonlite import decode
+from banger.guest.agent.http1 import Refused, document
 from banger.guest.agent.signals import SIGRTMIN
 
 # systemd(1), "Signals": start poweroff.target, start reboot.target.
@@ -13,11 +12,7 @@ _FOLDERS = ("/sbin/", "/usr/sbin/", "/bin/", "/usr/bin/")
 
 def parse_mode(body: bytes) -> str:
     """The mode in a request body. Raises `Refused` 400."""
-    try:
-        document = decode(body)
-    except ValueError as error:
-        raise Refused(400, str(error)) from None
-    mode = document.get("mode") if isinstance(document, dict) else None
+    mode = document(body, frozenset({"mode"})).get("mode")
     if not isinstance(mode, str) or mode not in _SYSTEMD:
         raise Refused(400, 'mode is "poweroff" or "reboot"')
     return mode
