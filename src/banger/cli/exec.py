@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from banger.cli.connect import client, required_name
+from banger.cli.connect import client, name_and_words
 from banger.cli.terminal import raw, signals
 from banger.client.exec import ExecSession
 from banger.model.errors import Invalid
@@ -18,7 +18,8 @@ _PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 def run_exec(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code, as a shell would give it."""
-    command = [*arguments.words, *arguments.tail]
+    name, words = name_and_words(arguments, arguments.words)
+    command = [*words, *arguments.tail]
     if not command:
         raise Invalid("no command was given", hint="banger vm exec NAME -- COMMAND [ARGUMENT...]")
     if arguments.json:
@@ -36,7 +37,7 @@ def run_exec(arguments: argparse.Namespace) -> int:
         cols=size.columns,
         timeout_s=arguments.timeout,
     )
-    session = ExecSession(client().dial(), required_name(arguments), request)
+    session = ExecSession(client().dial(), name, request)
     stdin = 0 if arguments.stdin or arguments.tty else None
     with _signals(session, tty=arguments.tty) as (wake, woken), raw(arguments.tty):
         ended = session.run(stdin=stdin, wake=wake, woken=woken)

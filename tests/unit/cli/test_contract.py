@@ -54,6 +54,8 @@ def fresh() -> Iterator[Home]:
         (("vm", "delete", "nobody", "--yes"), 3, "nobody", "vm list"),
         (("vm", "exec", "nobody"), 2, "no command", "--"),
         (("vm", "exec", "nobody", "--", "true"), 3, "nobody", "vm list"),
+        (("vm", "exec", "nobody", "-u", "root", "true"), 3, "nobody", "vm list"),
+        (("vm", "exec", "--name", "nobody", "true"), 3, "nobody", "vm list"),
         (("vm", "list", "--", "x"), 2, "--", "--help"),
         (("image", "show", "nothing"), 3, "nothing", "bootstrap"),
         (("image", "bootstrap", "plan9"), 2, "plan9", "debian"),

@@ -98,7 +98,7 @@ def _register_exec(verbs: Verbs) -> None:
         epilog="example:  banger vm exec demo -- uname -a",
     )
     add_name(verb)
-    verb.set_defaults(takes_tail=True)
+    verb.set_defaults(takes_tail=True, more="words")
     verb.add_argument("words", nargs="*", metavar="COMMAND", help="the command; put -- before it if it has flags")
     verb.add_argument("-i", "--stdin", action="store_true", help="pass our standard input to the command")
     verb.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
