@@ -78,3 +78,8 @@ def test_the_end_of_a_machine_that_is_stopped_or_gone_changes_nothing(bench: Ben
     bench.service.engine_ended("0123456789ab", 1)
     bench.service.engine_ended("nobody", 1)
     assert bench.vm().state is VmState.STOPPED
+
+
+def test_a_vm_whose_disk_is_not_there_yet_is_listed_all_the_same(bench: Bench) -> None:
+    """A create that has only begun, or a delete that has nearly ended."""
+    assert [vm["disk_allocated_bytes"] for vm in bench.service.list()] == [0]
