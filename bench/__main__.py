@@ -1,6 +1,7 @@
 """`make bench`: every figure of docs/performance.md, as medians in one run; JSON beside, tables on stdout.
 
-`python -m bench engine` measures only banger-vmm itself, `guest` only the ways into a guest, `spine` the rest.
+`python -m bench engine` measures only banger-vmm itself, `guest` only the ways into a guest, `capacity` only
+accounting, `spine` the rest.
 BANGER_TEST_IMAGES names a directory with a bootstrapped `debian` image; without it one is built.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 from tests.support.home import BIN, Home
 from tests.support.leaks import mark_this_run
 
-from bench import engine, guest
+from bench import capacity, engine, guest
 from bench.byhand import boot_by_hand
 
 ROUNDS = 5
@@ -102,7 +103,12 @@ def of_guest(home: Home) -> tuple[dict[str, Any], str]:
     return found, guest.table(found)
 
 
-MEASURES = {"spine": spine, "engine": of_engine, "guest": of_guest}
+def of_capacity(_: Home) -> tuple[dict[str, Any], str]:
+    found = capacity.measure()
+    return found, capacity.table(found)
+
+
+MEASURES = {"spine": spine, "engine": of_engine, "guest": of_guest, "capacity": of_capacity}
 
 
 def main(parts: list[str]) -> int:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stop_timeout_s   how long a guest may take to power off before its engine is ended
     health_period_s  how often the daemon asks each running guest for its health
     keep_operations_days  how long results of operations are kept
+    disk_reserve_mib  what VMs must leave free on the filesystem of the state directory
     bundle_dir       the runtime bundle; empty: `bundle` in the state directory
     agent_path       directory of the agent for new images; empty: the bundle's
     npm_registry     where opencode comes from; empty: where npm on this host gets its packages
@@ -28,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stop_timeout_s: float = 30.0
     health_period_s: float = 15.0
     keep_operations_days: float = 7.0
+    disk_reserve_mib: Annotated[int, msgspec.Meta(ge=0)] = 2048
     bundle_dir: str = ""
     agent_path: str = ""
     npm_registry: str = ""

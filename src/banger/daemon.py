@@ -22,7 +22,9 @@ from banger.model.daemon import DaemonStatus
 from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
+from banger.service.admission import Admission
 from banger.service.bundle import RuntimeBundle
+from banger.service.capacity import CapacityService
 from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
@@ -101,7 +103,8 @@ class Daemon:
         bundle = RuntimeBundle(paths, settings)
         await bundle.open()
         choice = EngineChoice(paths, bundle.engine)
-        lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks)
+        admission = Admission(paths, settings)
+        lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
         await images.sweep()
@@ -112,6 +115,7 @@ class Daemon:
             vms=self._vm_service,
             images=images,
             engines=engines,
+            capacity=CapacityService(paths, settings, self._vms),
             operations=operations,
             reporter=Reporter(paths, settings, self._vms, operations, monitor, engines, self._vm_service.document),
             daemon_status=self._status,

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from banger.model.errors import Invalid
 
 SOCKET_PATH_MAX = 107
+ROOT_OVERLAY, ROOT_COPY = "root.qcow2", "root.ext4"
+DISKS = (ROOT_OVERLAY, ROOT_COPY)  # what a VM's state directory may have of disks
 JAILED = "firecracker"  # the name that an engine's executable must have for a jail to be made for it
 _LONGEST_RUNTIME_NAME = len("/vms/0123456789ab/v.sock_4294967295")
 
@@ -40,11 +42,11 @@ class VmPaths(NamedTuple):
 
     @property
     def root_overlay(self) -> Path:
-        return self.state / "root.qcow2"
+        return self.state / ROOT_OVERLAY
 
     @property
     def root_copy(self) -> Path:
-        return self.state / "root.ext4"
+        return self.state / ROOT_COPY
 
     @property
     def root_disk(self) -> Path:

@@ -7,6 +7,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 from banger import __version__
 from banger.api.errors import HANDLERS
+from banger.api.routes.capacity import CapacityRoutes
 from banger.api.routes.daemon import Daemon
 from banger.api.routes.engines import Engines
 from banger.api.routes.images import Images
@@ -18,7 +19,7 @@ from banger.api.services import Services
 def create_app(services: Services) -> Litestar:
     """Build the application around services that exist already."""
     return Litestar(
-        route_handlers=[Daemon, Engines, Images, OperationRoutes, Vms],
+        route_handlers=[CapacityRoutes, Daemon, Engines, Images, OperationRoutes, Vms],
         dependencies={"services": Provide(lambda: services, sync_to_thread=False, use_cache=True)},
         exception_handlers=HANDLERS,
         logging_config=None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
+from banger.service.capacity import CapacityService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
 from banger.service.report import Reporter
@@ -16,6 +17,7 @@ class Services:
     vms: VmService
     images: ImageService
     engines: EngineService
+    capacity: CapacityService
     operations: Operations
     reporter: Reporter
     daemon_status: Callable[[], DaemonStatus]

@@ -14,6 +14,7 @@ NOUNS = {
     "image": "images: bootstrap, list, show",
     "engine": "what runs the machines: list, install, remove",
     "config": "settings: show",
+    "capacity": "what VMs take of this host's disk, memory and processors, and what is left",
     "verify": "try everything once, with a VM that is made and deleted",
     "operation": "what the daemon is doing and has done: list, show, wait, cancel",
     "daemon": "the background process: run, status, stop",

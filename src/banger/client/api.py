@@ -16,6 +16,7 @@ from banger.model.errors import Internal
 from banger.paths import Paths
 
 if TYPE_CHECKING:
+    from banger.model.capacity import Capacity
     from banger.model.daemon import DaemonStatus
     from banger.model.documents import VmDocument
     from banger.model.operation import Event, Operation
@@ -125,6 +126,12 @@ class Client:
 
     def remove_engine(self, name: str, version: str) -> None:
         self._send("DELETE", f"/engines/{quote(name, safe='')}/{quote(version, safe='')}").body()
+
+    # the host
+    def capacity(self) -> Capacity:
+        from banger.model.capacity import Capacity
+
+        return _convert(self._json("GET", "/capacity"), Capacity)
 
     # operations
     def list_operations(self, limit: int = 100) -> list[Operation]:

@@ -26,6 +26,7 @@ from banger.model.machine import Disk, Machine
 from banger.model.vm import Vm, VmState, WantedEngine
 from banger.network.user import user_nic
 from banger.paths import Paths
+from banger.service.admission import Admission
 from banger.service.health import Checks
 from banger.service.opencode import Opencode
 from banger.storage.overlays import create_root_copy, create_root_overlay
@@ -60,6 +61,7 @@ class Lifecycle:
         engine: ChooseEngine,
         opencode: Opencode,
         checks: Checks,
+        admission: Admission,
     ) -> None:
         self._paths = paths
         self._settings = settings
@@ -67,6 +69,11 @@ class Lifecycle:
         self._engine = engine
         self._opencode = opencode
         self._checks = checks
+        self._admission = admission
+
+    def check_room(self) -> None:
+        """Raises `HostRequirement` when so little is free on the disk that no machine may begin to run."""
+        self._admission.check()
 
     async def make_disks(self, job: Job, vm: Vm) -> None:
         """The root disk: an overlay, O(1) in the image's size, or a copy for an engine that reads no overlays."""
@@ -81,7 +88,7 @@ class Lifecycle:
             if engine.capabilities.qcow2:
                 await create_root_overlay(image.root, paths.root_overlay, None)
             else:
-                await create_root_copy(image.root, paths.root_copy, job)
+                await create_root_copy(image.root, paths.root_copy, job, self._admission.room)
 
     async def boot(self, job: Job, vm: Vm, *, wait_opencode: bool = True) -> Vm:
         """Start the engine and return once the agent answers, and opencode where it shall run.

@@ -132,11 +132,15 @@ class VmService:
         return await Guest(self._paths.vm(vm.id).vsock_socket).exec(request)
 
     def create(self, spec: VmSpec) -> Operation:
-        """Begin `vm.create`. Raises `Invalid`, `NotFound` (image), `Conflict` (name) before anything is made."""
+        """Begin `vm.create`.
+
+        Raises `Invalid`, `NotFound` (image), `Conflict` (name), `HostRequirement` (a full disk); nothing is made then.
+        """
         spec.check(host_memory_mib=memory_total_bytes() // MIB)
         image = find_image(self._paths, spec.image)
         vm = self._new(spec, image)
         self._operations.check_free(_target(vm))
+        self._lifecycle.check_room()
         self._vms.add(vm)
 
         async def work(job: Job) -> VmDocument:
@@ -188,7 +192,7 @@ class VmService:
         return self.document(running)
 
     def start(self, reference: str, *, wait_opencode: bool = True) -> Operation:
-        """Begin `vm.start`. Raises `Conflict` when it runs already."""
+        """Begin `vm.start`. Raises `Conflict` when it runs already, `HostRequirement` for a full disk."""
         vm = self._vms.find(reference)
         self._operations.check_free(_target(vm))
         if vm.state is VmState.PAUSED:
@@ -196,6 +200,7 @@ class VmService:
         if vm.state in LIVE:
             raise Conflict(f"{vm.name} is running already", hint=f"banger vm show {vm.name}")
         find_image(self._paths, vm.image)
+        self._lifecycle.check_room()
         return self._operations.begin(
             "vm.start", _target(vm), lambda job: self._boot(job, vm, wait_opencode=wait_opencode)
         )
@@ -210,8 +215,9 @@ class VmService:
         return self._operations.begin("vm.stop", _target(vm), work)
 
     def restart(self, reference: str, *, force: bool, wait_opencode: bool = True) -> Operation:
-        """Begin `vm.restart`: power off, then boot."""
+        """Begin `vm.restart`: power off, then boot. Raises `HostRequirement` for a full disk; it runs on then."""
         vm = self._live(reference)
+        self._lifecycle.check_room()
 
         async def work(job: Job) -> VmDocument:
             stopped = await self._power_off(job, vm, force=force)

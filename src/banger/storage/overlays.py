@@ -3,6 +3,8 @@
 import asyncio
 import secrets
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from banger.model.errors import Invalid
@@ -12,6 +14,8 @@ from banger.system.process import find_program, run
 
 __all__ = ["allocated_bytes", "create_root_copy", "create_root_overlay"]
 
+# for so many bytes, held until the end of the block
+Room = Callable[[int], AbstractContextManager[None]]
 # Subclusters of 2 KiB, below the guest's block of 4: no write copies anything from the image. Reference counts
 # that lag behind cost nothing here, as a qcow2 that was not closed is repaired when it is opened.
 _OPTIONS = "cluster_size=64k,extended_l2=on,lazy_refcounts=on"
@@ -38,17 +42,18 @@ async def create_root_overlay(base: Path, overlay: Path, size: int | None = None
         partial.unlink(missing_ok=True)
 
 
-async def create_root_copy(base: Path, copy: Path, progress: Progress) -> None:
+async def create_root_copy(base: Path, copy: Path, progress: Progress, room: Room) -> None:
     """Make `copy`, a raw disk with the content of the raw file `base`; O(1) where the filesystem shares blocks.
 
-    A full copy takes time and room in the image's size, so it is said and its progress told. The copy appears whole
-    or not at all; cancelling ends it.
+    A full copy takes time and room in the image's size, so it is said and its progress told; `room` is asked
+    for that room first, and may refuse. The copy appears whole or not at all; cancelling ends it.
     """
     partial = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}")
     try:
         if not await in_thread(clone_file, base, partial):
             progress.note("this filesystem cannot share blocks (reflink): the root disk is a full copy")
-            await _copy(base, partial, progress)
+            with room(allocated_bytes(base)):
+                await _copy(base, partial, progress)
         partial.chmod(0o600)
         partial.rename(copy)
     finally:

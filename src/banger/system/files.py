@@ -106,8 +106,11 @@ def copy_sparse(source: Path, target: Path, told: Callable[[int, int], bool]) ->
 
 
 def allocated_bytes(path: Path) -> int:
-    """What the file takes on its disk, holes not counted."""
-    return path.stat().st_blocks * 512
+    """What the file takes on its disk, holes not counted; nothing when it is gone, or not there yet."""
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def sync_path(path: Path) -> None:

@@ -17,6 +17,11 @@ def memory_total_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def cpu_count() -> int:
+    """Processors that we may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def start_ticks(pid: int) -> int | None:
     """When the process started, in ticks since boot (proc(5), stat field 22); None when it is gone or a zombie."""
     try:

@@ -218,7 +218,7 @@ def served(bench: Bench, then: Callable[[Path], Awaitable[None]], tmp_path: Path
     """The daemon's API over the bench's service, on a socket."""
 
     none: Any = None
-    services = Services(bench.service, none, none, bench.operations, none, none, none)
+    services = Services(bench.service, none, none, none, bench.operations, none, none, none)
 
     async def main() -> None:
         path = tmp_path / "api"

@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from banger.config import Settings
 from banger.jobs.operations import Job, Operations
+from banger.model.capacity import Filesystem
 from banger.model.vm import Vm, VmState
 from banger.paths import Paths
+from banger.service.admission import Admission
 from banger.service.health import Checks, Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.opencode import Opencode
@@ -18,20 +20,28 @@ from banger.service.vms import EngineChoice, VmService
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
+from banger.system.filesystems import filesystem_of
 from tests.unit.test_store import make_vm
 
 
 class Bench:
     """A service over real stores; no engine runs."""
 
-    def __init__(self, directory: Path, vms: VmStore, operations: Operations) -> None:
-        paths = Paths(directory / "s", directory / "r", directory / "c")
+    def __init__(
+        self,
+        directory: Path,
+        vms: VmStore,
+        operations: Operations,
+        filesystem: Callable[[Path], Filesystem] = filesystem_of,
+    ) -> None:
+        self.paths = paths = Paths(directory / "s", directory / "r", directory / "c")
         settings = Settings()
         self.vms, self.operations = vms, operations
         self.vms.add(make_vm("a", "0123456789ab"))
         opencode = Opencode(paths, settings)
         checks = Checks(paths, opencode)
-        lifecycle = Lifecycle(paths, settings, vms, EngineChoice(paths), opencode, checks)
+        admission = Admission(paths, settings, filesystem)
+        lifecycle = Lifecycle(paths, settings, vms, EngineChoice(paths), opencode, checks, admission)
         monitor = Monitor(checks, 60, vms.get, lambda *_: None)
         self.service = VmService(paths, vms, operations, lifecycle, monitor, opencode)
 
@@ -78,3 +88,8 @@ def test_the_end_of_a_machine_that_is_stopped_or_gone_changes_nothing(bench: Ben
     bench.service.engine_ended("0123456789ab", 1)
     bench.service.engine_ended("nobody", 1)
     assert bench.vm().state is VmState.STOPPED
+
+
+def test_a_vm_whose_disk_is_not_there_yet_is_listed_all_the_same(bench: Bench) -> None:
+    """A create that has only begun, or a delete that has nearly ended."""
+    assert [vm["disk_allocated_bytes"] for vm in bench.service.list()] == [0]

@@ -29,8 +29,12 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shown(value: float | str) -> str:
+def _shown(value: float | int | str) -> str:
     """As it stands in the file."""
     import json
 
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}"
+    return (
+        json.dumps(value, ensure_ascii=False)
+        if isinstance(value, str)
+        else f"{value:{'d' if isinstance(value, int) else 'g'}}"
+    )

@@ -1,0 +1,58 @@
+"""Whether the disk has room: asked before VMs are made or started."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from banger.config import Settings
+from banger.model.capacity import Filesystem
+from banger.model.errors import HostRequirement
+from banger.model.sizes import MIB, show_size
+from banger.paths import Paths
+from banger.system.filesystems import filesystem_of
+
+
+class Admission:
+    """Refuses what would leave less than the reserve free on the filesystem of the state directory."""
+
+    def __init__(
+        self, paths: Paths, settings: Settings, filesystem: Callable[[Path], Filesystem] = filesystem_of
+    ) -> None:
+        self._state = paths.state
+        self._reserve = settings.disk_reserve_mib * MIB
+        self._filesystem = filesystem
+        self._held = 0
+
+    def check(self, needed: int = 0) -> None:
+        """Raise `HostRequirement` unless so many bytes can be written and the reserve still be free."""
+        if not self._reserve:
+            return
+        free = self._filesystem(self._state).free
+        if free - self._held - needed >= self._reserve:
+            return
+        taken = [f"{show_size(needed)} would be written now"] if needed else []
+        taken += [f"{show_size(self._held)} is being written"] if self._held else []
+        raise HostRequirement(
+            f"the disk has too little room: {show_size(free)} is free at {self._state}"
+            f"{''.join(f', {text}' for text in taken)}, and {show_size(self._reserve)} must stay free",
+            hint="`banger capacity` shows what takes the room; delete VMs, or lower disk_reserve_mib in config.toml",
+            details={
+                "free_bytes": free,
+                "needed_bytes": needed,
+                "held_bytes": self._held,
+                "reserve_bytes": self._reserve,
+            },
+        )
+
+    @contextmanager
+    def room(self, needed: int) -> Iterator[None]:
+        """Hold room for so many bytes, so that others who ask meanwhile are not given the same. Raises like `check`.
+
+        What has been written of them is held all the same until the end: it may be refused a little early, never late.
+        """
+        self.check(needed)
+        self._held += needed
+        try:
+            yield
+        finally:
+            self._held -= needed
