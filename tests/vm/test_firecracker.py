@@ -71,9 +71,9 @@ def test_a_machine_on_firecracker_started_directly(direct: Place) -> None:
     ]
     console, log = str(state / "console.log"), str(state / "engine.log")
     given = {fd: path for fd, path in record["fds"].items() if int(fd) <= 2 or not path.startswith("/proc/")}
-    assert given == {"0": "/dev/null", "1": console, "2": log}
+    assert given == {"0": str(state / "console.in"), "1": console, "2": log}
     assert record["sid"] == record["pid"] == vm["engine_pid"]
-    assert sorted(path.name for path in state.iterdir()) == ["console.log", "engine.log", "root.ext4"]
+    assert sorted(path.name for path in state.iterdir()) == ["console.in", "console.log", "engine.log", "root.ext4"]
     home.run("vm", "exec", "a", "--", "sh", "-c", "echo kept > /root/note; sync")
     home.run("vm", "stop", "a")
     home.run("vm", "start", "a")
