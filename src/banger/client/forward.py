@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from banger.client.guest import closing_on_failure
 from banger.client.loopback import Forward, listen
 from banger.client.tunnel import Tunnel
 from banger.model.errors import BangerError, Conflict, Invalid, NotFound
@@ -63,17 +64,16 @@ class Forwarder:
         if twice := sorted({port for port in wanted if wanted.count(port) > 1}):
             raise Invalid(f"two forwards want local port {twice[0]}", hint="give one of them another: LOCAL:GUEST")
         taken = []
-        for forward in self.forwards:
-            try:
-                self._listeners.append(listen(forward))
-            except Conflict as error:
-                taken.append(error)
-            except BaseException:
-                self._close_listeners()
-                raise
-        if taken:
-            self._close_listeners()
-            raise Conflict("; ".join(error.message for error in taken), hint=taken[0].hint)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._close_listeners)
+            for forward in self.forwards:
+                try:
+                    self._listeners.append(listen(forward))
+                except Conflict as error:
+                    taken.append(error)
+            if taken:
+                raise Conflict("; ".join(error.message for error in taken), hint=taken[0].hint)
+            on_failure.pop_all()
         self.forwards = tuple(forward for forward, _ in self._listeners)
         self._ended = asyncio.get_running_loop().create_future()
         for forward, listeners in self._listeners:
@@ -116,7 +116,7 @@ class Forwarder:
                 self._say(f"cannot take a connection on {forward.local}: {error.strerror}")
                 await asyncio.wait(self._tasks, timeout=_RETRY_S, return_when=asyncio.FIRST_COMPLETED)
                 continue
-            with _closing_on_failure(client):
+            with closing_on_failure(client):
                 if self._slots.locked():
                     self._say(f"{CONNECTIONS_MAX} connections are open; further ones wait")
                 await self._slots.acquire()
@@ -153,14 +153,6 @@ class Forwarder:
         if text != self._last_told:
             self._last_told = text
             self._told(text)
-
-
-@contextlib.contextmanager
-def _closing_on_failure(stream: socket.socket) -> Iterator[None]:
-    with contextlib.ExitStack() as on_failure:
-        on_failure.enter_context(stream)
-        yield
-        on_failure.pop_all()
 
 
 async def join(client: socket.socket, tunnel: Tunnel, traffic: Traffic) -> None:

@@ -4,10 +4,11 @@ The guest is hostile: whatever it answers is bounded in size and time. docs/gues
 `client.tunnel` is the same for an event loop, over the parts that do no I/O here.
 """
 
+import contextlib
 import json
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from banger.guest import protocol
@@ -31,18 +32,24 @@ def dial_agent(vm: VmDocument) -> socket.socket:
     """
     check_running(vm)
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        stream.settimeout(CONNECT_S)
-        stream.connect(vm["vsock_socket"])
-        stream.sendall(HANDSHAKE)
-        check_handshake(vm, _until(stream, b"\n", LINE_MAX, time.monotonic() + CONNECT_S))
-    except OSError as error:
-        stream.close()
-        raise silent(vm, error) from error
-    except BaseException:
-        stream.close()
-        raise
+    with closing_on_failure(stream):
+        try:
+            stream.settimeout(CONNECT_S)
+            stream.connect(vm["vsock_socket"])
+            stream.sendall(HANDSHAKE)
+            check_handshake(vm, _until(stream, b"\n", LINE_MAX, time.monotonic() + CONNECT_S))
+        except OSError as error:
+            raise silent(vm, error) from error
     return stream
+
+
+@contextlib.contextmanager
+def closing_on_failure(stream: socket.socket) -> Iterator[None]:
+    """A stream that is closed unless the block ends well."""
+    with contextlib.ExitStack() as on_failure:
+        on_failure.enter_context(stream)
+        yield
+        on_failure.pop_all()
 
 
 def open_tunnel(vm: VmDocument, host: str, port: int, *, wait_s: float = 0.0) -> socket.socket:
@@ -84,18 +91,15 @@ def get_document(vm: VmDocument, path: str) -> dict[str, Any]:
 def _ask(vm: VmDocument, asked: bytes, expected: bytes, deadline: float) -> socket.socket:
     """Send a request and return the stream, its next byte being the one behind the answer's head."""
     stream = dial_agent(vm)
-    try:
-        stream.settimeout(ANSWER_S)
-        stream.sendall(asked)
-        status = status_of(vm, _until(stream, HEAD_END, protocol.MAX_HEAD, deadline))
-        if status != expected:
-            raise refusal(vm, status, _rest(stream, deadline))
-    except OSError as error:
-        stream.close()
-        raise silent(vm, error) from error
-    except BaseException:
-        stream.close()
-        raise
+    with closing_on_failure(stream):
+        try:
+            stream.settimeout(ANSWER_S)
+            stream.sendall(asked)
+            status = status_of(vm, _until(stream, HEAD_END, protocol.MAX_HEAD, deadline))
+            if status != expected:
+                raise refusal(vm, status, _rest(stream, deadline))
+        except OSError as error:
+            raise silent(vm, error) from error
     return stream
 
 

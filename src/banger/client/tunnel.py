@@ -31,11 +31,8 @@ async def open_tunnel(vm: VmDocument, host: str, port: int) -> Tunnel:
     guest.check_running(vm)
     asked = guest.connect_request(host, port)
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
+    with guest.closing_on_failure(stream):
         return Tunnel(stream, await _connect(vm, stream, asked))
-    except BaseException:
-        stream.close()
-        raise
 
 
 async def _connect(vm: VmDocument, stream: socket.socket, asked: bytes) -> bytes:
