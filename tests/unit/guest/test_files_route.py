@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pwd
 import socket
 import struct
 import subprocess
@@ -86,7 +87,7 @@ def test_paths_are_taken_from_the_users_home_and_names_need_not_be_text(tmp_path
     odd = os.fsdecode(b"odd \xff")
     (tmp_path / odd).write_text("x")
     with agent(tmp_path):
-        download(place(tmp_path, os.path.relpath(tmp_path / odd, Path.home())), tmp_path / "out")
+        download(place(tmp_path, os.path.relpath(tmp_path / odd, pwd.getpwuid(os.getuid()).pw_dir)), tmp_path / "out")
         upload(tmp_path / odd, place(tmp_path, tmp_path / (odd + "2")))
     assert (tmp_path / "out").read_text() == (tmp_path / (odd + "2")).read_text() == "x"
 
