@@ -80,7 +80,7 @@ class Checks:
 
     async def _server(self, vm: Vm, uptime_s: float) -> Check:
         try:
-            await self._opencode.ask(vm)
+            await self._opencode.ask(vm, answer_s=CHECK_TIMEOUT_S)
         except BangerError as error:
             if uptime_s < self._opencode.deadline_s(vm, cold=True):
                 return _starting("opencode", uptime_s)
