@@ -15,8 +15,8 @@ from typing import NamedTuple
 from banger.model.errors import Invalid
 
 SOCKET_PATH_MAX = 107
-ROOT_OVERLAY, ROOT_COPY = "root.qcow2", "root.ext4"
-DISKS = (ROOT_OVERLAY, ROOT_COPY)  # what a VM's state directory may have of disks
+ROOT_OVERLAY, ROOT_COPY, ROOT_CHANGES, WORK_DISK = "root.qcow2", "root.ext4", "root.cow", "work.ext4"
+DISKS = (ROOT_OVERLAY, ROOT_COPY, ROOT_CHANGES, WORK_DISK)  # what a VM's state directory may have of disks
 JAILED = "firecracker"  # the name that an engine's executable must have for a jail to be made for it
 _LONGEST_RUNTIME_NAME = len("/vms/0123456789ab/v.sock_4294967295")
 
@@ -52,6 +52,15 @@ class VmPaths(NamedTuple):
     def root_disk(self) -> Path:
         """The one that the VM has: an overlay, or a copy for an engine that reads no overlays."""
         return self.root_copy if self.root_copy.exists() else self.root_overlay
+
+    @property
+    def root_changes(self) -> Path:
+        """What a dm-snapshot has written over its image; its disk is a device then."""
+        return self.state / ROOT_CHANGES
+
+    @property
+    def work_disk(self) -> Path:
+        return self.state / WORK_DISK
 
     @property
     def console_log(self) -> Path:
@@ -141,6 +150,24 @@ class ImagePaths(NamedTuple):
     def manifest(self) -> Path:
         return self.directory / "packages.json"
 
+    @property
+    def work_seed(self) -> Path:
+        return self.directory / "work-seed.ext4"
+
+
+class VolumePaths(NamedTuple):
+    """A volume's directory."""
+
+    directory: Path
+
+    @property
+    def metadata(self) -> Path:
+        return self.directory / "volume.json"
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / WORK_DISK
+
 
 class BundlePaths(NamedTuple):
     """The runtime bundle's directory: what guests are given."""
@@ -203,6 +230,10 @@ class Paths(NamedTuple):
         return self.state / "vms"
 
     @property
+    def volumes(self) -> Path:
+        return self.state / "volumes"
+
+    @property
     def bundle(self) -> Path:
         """Unless the settings name another directory."""
         return self.state / "bundle"
@@ -252,6 +283,9 @@ class Paths(NamedTuple):
 
     def image(self, name: str) -> ImagePaths:
         return ImagePaths(self.images / name)
+
+    def volume(self, name: str) -> VolumePaths:
+        return VolumePaths(self.volumes / name)
 
     def engine(self, name: str, version: str) -> EnginePaths:
         return EnginePaths(self.engines / name / version)

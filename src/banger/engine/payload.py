@@ -17,6 +17,11 @@ from banger.model.machine import GUEST_CID, Machine
 Request = tuple[str, str, Document]
 
 
+WORK_DISK_ID = "work"
+# Blocks that the guest frees are given back to the host; what reads as zeros already is not zeroed.
+_ROOT_FLAGS = "rootflags=discard,noinit_itable"
+
+
 def kernel_arguments(machine: Machine) -> str:
     """The image's boot arguments and what this VM's guest is told about itself."""
     words = [
@@ -24,6 +29,11 @@ def kernel_arguments(machine: Machine) -> str:
         f"systemd.machine_id={hashlib.sha256(machine.id.encode()).hexdigest()[:32]}",
         f"banger.hostname={machine.hostname}",
     ]
+    if "rootflags=" not in machine.boot_args:
+        words.append(_ROOT_FLAGS)
+    for number, disk in enumerate(sorted(machine.disks, key=lambda disk: not disk.root)):
+        if disk.id == WORK_DISK_ID:
+            words.append(f"banger.work=/dev/vd{'abcdefgh'[number]}")
     for nic in machine.nics[:1]:
         words += [
             f"banger.ip={nic.address}/{nic.prefix}",

@@ -15,6 +15,7 @@ class VmDocument(TypedDict):
     disk_bytes: int
     disk_allocated_bytes: int
     work_disk_bytes: int
+    work_disk_allocated_bytes: int
     engine: str
     engine_version: str
     engine_reason: str
@@ -31,3 +32,17 @@ class VmDocument(TypedDict):
     problem: str
     engine_pid: int | None
     vsock_socket: str
+
+
+class VolumeDocument(TypedDict):
+    """What is told of a volume: a work disk that belongs to no VM. Sizes in bytes, times as RFC 3339 in UTC.
+
+    `image` and `vm` are names, of what it was made from and for; either may be gone.
+    """
+
+    name: str
+    bytes: int
+    allocated_bytes: int
+    image: str
+    vm: str
+    created_at: str

@@ -5,6 +5,9 @@ from typing import Literal
 import msgspec
 
 IMAGE_FORMAT = 1
+# what the first process of an image's machines can do: 2 mounts a work disk
+INIT_VERSION = 2
+WORK_SEED = "work-seed"  # the role of the part that new work disks are cloned from
 
 
 class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -18,13 +21,15 @@ class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """The content of image.json.
 
-    parts       by role: root, kernel, initramfs; bzimage, config and manifest where there are such
+    parts       by role: root, kernel, initramfs; bzimage, config, manifest and work-seed where there are such
     boot_args   the kernel's command line without what the engine and the VM add
     packages    how many packages the manifest lists
     created_at  RFC 3339, UTC
     origin      where the content came from, for people
     has_opencode  the opencode program and its service are in it
     needs_acpi  the kernel finds its virtio devices by ACPI or PCI, not on its command line
+    init_version  of the initramfs' first process; see INIT_VERSION
+    seed_key    fingerprint of the SSH key in the work seed; empty without a seed
     """
 
     name: str
@@ -38,6 +43,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
     needs_acpi: bool
     has_opencode: bool = False
+    init_version: int = 1
+    seed_key: str = ""
     format: int = IMAGE_FORMAT
 
 

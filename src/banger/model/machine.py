@@ -6,7 +6,7 @@ GUEST_CID = 3
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
-    """A block device; the first one with `root` becomes /dev/vda."""
+    """A block device; the one with `root` becomes /dev/vda, the others follow in their order."""
 
     id: str
     path: str

@@ -7,7 +7,7 @@ import msgspec
 
 from banger.model.errors import Invalid
 from banger.model.names import validate_name
-from banger.model.sizes import MIB
+from banger.model.sizes import GIB, MIB, TIB, show_size
 
 MEMORY_MIN_MIB = 128
 VCPU_MAX = 32
@@ -15,6 +15,9 @@ WantedEngine = Literal["auto", "firecracker", "qemu"]
 DEFAULT_VCPU = 2
 DEFAULT_MEMORY_MIB = 1024
 OPENCODE_MEMORY_MIB = 1024  # it peaks at 800 MiB while it starts, and the guest needs some itself
+DEFAULT_WORK_DISK_BYTES = 8 * GIB
+WORK_DISK_MIN_BYTES = 64 * MIB
+DISK_MAX_BYTES = 16 * TIB - GIB  # ext4's end with blocks of 4 KiB, on hosts that have ext4 themselves
 OPENCODE_PORT = 4096
 OPENCODE_USER = "opencode"
 
@@ -32,9 +35,10 @@ LIVE = frozenset({VmState.RUNNING, VmState.PAUSED})
 
 
 class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /vms`: what the person asked for. Memory in MiB.
+    """The body of `POST /vms`: what the person asked for. Memory in MiB, disks in bytes.
 
-    `opencode` starts the server where the image has it; `wait_opencode` waits until it answers.
+    `opencode` starts the server where the image has it; `wait_opencode` waits until it answers. `disk_bytes` None
+    means the image's. `work_disk_bytes` 0 means none, None the usual size. `volume` is one that becomes the work disk.
     """
 
     name: str | None = None
@@ -45,6 +49,9 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     engine: WantedEngine = "auto"
     opencode: bool = True
     wait_opencode: bool = True
+    disk_bytes: int | None = None
+    work_disk_bytes: int | None = None
+    volume: str | None = None
 
     def check(self, *, host_memory_mib: int) -> None:
         """Raise `Invalid` for a name or size that cannot be."""
@@ -60,6 +67,28 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 f"{self.memory_mib} MiB of memory is more than this host has",
                 hint=f"choose at most {host_memory_mib}M",
             )
+        self._check_disks()
+
+    def _check_disks(self) -> None:
+        if self.volume is not None:
+            validate_name(self.volume, "volume name")
+            if self.work_disk_bytes is not None:
+                raise Invalid("a volume and a size for a new work disk were given", hint="choose one of them")
+        if self.disk_bytes is not None:
+            check_disk_size(self.disk_bytes, "--disk", MIB)
+        if self.work_disk_bytes:
+            check_disk_size(self.work_disk_bytes, "--work-disk", WORK_DISK_MIN_BYTES)
+
+
+def check_disk_size(size: int, flag: str, least: int) -> None:
+    """Raise `Invalid` for a disk that cannot be of so many bytes."""
+    if size < least or size > DISK_MAX_BYTES:
+        raise Invalid(
+            f"{flag}: a disk of {show_size(size)} is not possible",
+            hint=f"choose {show_size(least)} to {show_size(DISK_MAX_BYTES)}",
+        )
+    if size % MIB:
+        raise Invalid(f"{flag}: {size} bytes are no whole MiB", hint=f"choose {size // MIB + 1}M")
 
 
 class EngineProcess(msgspec.Struct, frozen=True):
@@ -74,7 +103,8 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     """A VM as stored. Times are seconds since the epoch.
 
     `engine_reason` says why this engine runs it; `jailed`, that it does so in a chroot, as a user of its own;
-    `opencode`, that its image has the server and it shall run.
+    `opencode`, that its image has the server and it shall run. `work_disk_bytes` is 0 for a VM without a work disk;
+    `keep_work_disk` names the volume that its work disk becomes when it is deleted.
     """
 
     id: str
@@ -98,6 +128,8 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     engine_reason: str = ""
     jailed: bool = False
     opencode: bool = False
+    work_disk_bytes: int = 0
+    keep_work_disk: str = ""
 
     @property
     def memory_bytes(self) -> int:

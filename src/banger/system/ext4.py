@@ -1,5 +1,7 @@
 """ext4 filesystems in files, made and checked without mounting them."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from banger.model.errors import CommandFailed, Invalid
@@ -11,9 +13,14 @@ _MAKE_S = 600.0
 # A fresh sparse file reads as zeros: told so (e2fsprogs 1.47), mke2fs writes neither inode tables nor journal,
 # and the guest has no reason to either (ext4lazyinit would fill every overlay). No blocks are kept for root.
 _LAYOUT = ["-m", "0", "-E", "assume_storage_prezeroed=1,nodiscard", "-J", "size=32"]
+# What is small when it is made and grows later: the same blocks and inodes as a large one, and a checksum seed of its
+# own, so that a clone can be given another UUID.
+GROWABLE = ("-b", "4096", "-I", "256", "-i", "16384", "-J", "size=16", "-O", "metadata_csum_seed")
 
 
-async def make_ext4(target: Path, size: int, *, label: str, tree: Path | None = None) -> None:
+async def make_ext4(
+    target: Path, size: int, *, label: str, tree: Path | None = None, options: Sequence[str] = ()
+) -> None:
     """Create `target`, a sparse file of `size` bytes that holds an ext4 with a random UUID, filled from `tree`.
 
     Raises `CommandFailed` when the tree does not fit, `Invalid` for a size below 16 MiB.
@@ -23,7 +30,7 @@ async def make_ext4(target: Path, size: int, *, label: str, tree: Path | None = 
     with target.open("xb") as file:
         file.truncate(size)
     argv = [find_program("mke2fs", package="e2fsprogs"), "-q", "-F", "-t", "ext4", "-U", "random", "-L", label]
-    argv += _LAYOUT if size >= 256 * MIB else _LAYOUT[:-2]
+    argv += [*(_LAYOUT if size >= 256 * MIB and not options else _LAYOUT[:-2]), *options]
     argv += ["-d", str(tree)] if tree is not None else []
     await run([*argv, str(target)], timeout=_MAKE_S)
 
@@ -35,3 +42,15 @@ async def check_ext4(image: Path) -> None:
         await run(argv, timeout=_MAKE_S)
     except CommandFailed as error:
         raise Invalid(f"the filesystem in {image.name} has errors", hint=error.hint, details=error.details) from error
+
+
+async def grow_ext4(image: Path, size: int) -> None:
+    """Make an unmounted, clean filesystem and its file `size` bytes large. Not safe from a crash: for fresh files only.
+
+    Raises `CommandFailed`; `Invalid` when it would shrink.
+    """
+    if size < image.stat().st_size:
+        raise Invalid(f"{image.name} cannot be made smaller", hint=f"use at least {image.stat().st_size} bytes")
+    os.truncate(image, size)
+    # -f: the file comes from mke2fs and was never mounted, so nothing is to be checked first
+    await run([find_program("resize2fs", package="e2fsprogs"), "-f", str(image)], timeout=_MAKE_S)
