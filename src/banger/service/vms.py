@@ -14,7 +14,7 @@ from banger.guest.channel import ExecStream as ExecStream
 from banger.guest.channel import Guest
 from banger.images.catalog import find_image
 from banger.jobs.operations import Job, Operations
-from banger.model.documents import VmDocument
+from banger.model.documents import VmDocument, VolumeDocument
 from banger.model.errors import Conflict, Invalid
 from banger.model.guest import ExecRequest
 from banger.model.image import Image
@@ -38,6 +38,7 @@ from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.logs import LogFollowers
 from banger.service.opencode import Opencode
+from banger.service.volumes import describe, keep_work_disk, volume_for
 from banger.storage.overlays import allocated_bytes
 from banger.store.vms import VmStore
 from banger.system.host import memory_total_bytes
@@ -297,24 +298,37 @@ class VmService:
         self._vms.update(vm)
         return vm
 
-    def delete(self, reference: str) -> Operation:
-        """Begin `vm.delete`: its engine, files and record go."""
-        vm = self._vms.find(reference)
+    def delete(self, reference: str, *, keep_work_disk: bool = False) -> Operation:
+        """Begin `vm.delete`: its engine, files and record go; its work disk becomes a volume if it shall be kept.
 
-        async def work(job: Job) -> None:
+        Raises `Invalid` when there is no work disk to keep, `HostRequirement` when it cannot be moved.
+        """
+        vm = self._vms.find(reference)
+        self._operations.check_free(_target(vm))
+        volume = volume_for(self._paths, vm, self._vms.all()) if keep_work_disk else ""
+
+        async def work(job: Job) -> VolumeDocument | None:
             # from here on a crash is completed at the next start, never taken back
-            self._vms.update(msgspec.structs.replace(vm, state=VmState.DELETING))
+            doomed = msgspec.structs.replace(vm, state=VmState.DELETING, keep_work_disk=volume)
+            self._vms.update(doomed)
             self._monitor.forget(vm.id)
-            await self.remove(job, vm)
+            return await self.remove(job, doomed)
 
         return self._operations.begin("vm.delete", _target(vm), work)
 
-    async def remove(self, job: Job, vm: Vm) -> None:
+    async def remove(self, job: Job, vm: Vm) -> VolumeDocument | None:
+        """What is kept of it becomes a volume before anything is removed."""
+        kept = None
         async with job.stage("end the engine"):
             await self._lifecycle.end_engine(vm)
+        if vm.keep_work_disk:
+            async with job.stage("keep the work disk"):
+                kept = await keep_work_disk(self._paths, vm)
+                job.note(f"the work disk is the volume {kept.name} now" if kept else "it had been kept before")
         async with job.stage("remove the disks"):
             await self._lifecycle.remove_files(vm)
             self._vms.remove(vm.id)
+        return describe(self._paths, kept) if kept else None
 
     def engine_ended(self, vm_id: str, status: int | None) -> None:
         """The monitor's word that an engine has ended by itself: the guest powered off, or something broke."""
