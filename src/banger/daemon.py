@@ -115,7 +115,6 @@ class Daemon:
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
         check = CheckService(paths, self._vms, operations, admission)
-        check.sweep()
         await volumes.sweep()  # before VMs are settled: what was being kept of one that goes is a volume then
         await Reconciler(paths, self._vms, operations, lifecycle, monitor).run()
         services = Services(

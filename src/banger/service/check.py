@@ -45,8 +45,3 @@ class CheckService:
         if paths.root_changes.exists():
             return DiskCheck(part="root disk", ok=True, notes=["what device-mapper wrote was not looked at"])
         return await check.check_overlay(paths.root_overlay, self._paths.image(vm.image).root, job, room)
-
-    def sweep(self) -> None:
-        """Remove what a killed daemon left; at start only."""
-        for vm in self._vms.all():
-            check.sweep(self._paths.vm(vm.id).state)

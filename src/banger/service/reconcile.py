@@ -49,8 +49,10 @@ class Reconciler:
         if vm.state in LIVE and await self._lifecycle.adopt(vm):
             log.info("vm %s: adopted, engine pid %d", vm.name, vm.process.pid if vm.process else 0)
             self._monitor.watch(vm)
-        elif vm.state in LIVE or vm.process is not None or (interrupted and interrupted.kind in _STARTS):
+            return
+        if vm.state in LIVE or vm.process is not None or (interrupted and interrupted.kind in _STARTS):
             await self._stopped(vm)
+        self._lifecycle.settle_disks(vm)
 
     async def _keep(self, vm: Vm) -> bool:
         """Make a volume of the work disk that the record says is to be kept; False when that failed: nothing goes."""

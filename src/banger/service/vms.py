@@ -32,15 +32,18 @@ from banger.model.vm import (
     VmState,
     WantedEngine,
 )
+from banger.model.volume import Volume
 from banger.paths import Paths
 from banger.service.disks import root_size, work_size
 from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.logs import LogFollowers
 from banger.service.opencode import Opencode
-from banger.service.volumes import describe, keep_work_disk, volume_for
-from banger.storage.overlays import allocated_bytes
+from banger.service.volumes import describe, keep_work_disk, volume_for, volume_target
+from banger.storage.volumes import check_movable, find_volume
+from banger.storage.work_disks import disk_size
 from banger.store.vms import VmStore
+from banger.system.files import allocated_bytes
 from banger.system.host import memory_total_bytes
 
 LOG_BYTES_MAX = 4 * MIB
@@ -141,19 +144,30 @@ class VmService:
         """
         spec.check(host_memory_mib=memory_total_bytes() // MIB)
         image = find_image(self._paths, spec.image)
-        vm = self._new(spec, image)
+        volume = self._volume(spec.volume)
+        vm = self._new(spec, image, volume)
         self._operations.check_free(_target(vm))
         self._lifecycle.check_room()
         self._vms.add(vm)
 
         async def work(job: Job) -> VmDocument:
             job.undo("forget the VM", lambda: self._forget(vm))
-            await self._lifecycle.make_disks(job, vm)
+            await self._lifecycle.make_disks(job, vm, volume)
             return await self._boot(job, vm, wait_opencode=spec.wait_opencode)
 
-        return self._operations.begin("vm.create", _target(vm), work)
+        also = (volume_target(volume.name),) if volume else ()
+        return self._operations.begin("vm.create", _target(vm), work, also=also)
 
-    def _new(self, spec: VmSpec, image: Image) -> Vm:
+    def _volume(self, name: str | None) -> Volume | None:
+        """The volume that shall become a work disk. Raises `NotFound`, `Invalid`, `Busy`, `HostRequirement`."""
+        if name is None:
+            return None
+        self._operations.check_free(volume_target(name))
+        volume = find_volume(self._paths, name)
+        check_movable(self._paths, self._paths.volume(name).disk)
+        return volume
+
+    def _new(self, spec: VmSpec, image: Image, volume: Volume | None) -> Vm:
         opencode = image.has_opencode and spec.opencode
         if opencode and spec.memory_mib < OPENCODE_MEMORY_MIB:
             raise _too_little_memory(image, spec.memory_mib, ", or --no-opencode")
@@ -173,7 +187,9 @@ class VmService:
             disk_bytes=root_size(spec, image),
             created_at=time.time(),
             opencode=opencode,
-            work_disk_bytes=work_size(spec, image),
+            work_disk_bytes=disk_size(self._paths.volume(volume.name).disk) if volume else work_size(spec, image),
+            # until it runs: a create that fails, or that the daemon does not survive, gives the volume back
+            keep_work_disk=volume.name if volume else "",
         )
 
     def _free_name(self) -> str:

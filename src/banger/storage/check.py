@@ -70,12 +70,6 @@ async def check_disk(part: str, disk: Path, progress: Progress, room: Room) -> D
         return await _check_filesystem(found, copy)
 
 
-def sweep(directory: Path) -> None:
-    """Remove the copies that a killed daemon left in a VM's directory."""
-    for left in directory.glob(f"{TEMPORARY}*"):
-        left.unlink()
-
-
 @asynccontextmanager
 async def _scratch(directory: Path, suffix: str) -> AsyncIterator[Path]:
     """The name of a file that is gone afterwards, if it was made at all."""

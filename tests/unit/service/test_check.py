@@ -113,9 +113,3 @@ def test_without_room_it_is_refused_and_nothing_is_left(bench: Bench, monkeypatc
 
 def refuse(needed: int) -> None:
     raise HostRequirement(f"no room for {needed} bytes")
-
-
-def test_copies_of_a_killed_daemon_are_swept(bench: Bench) -> None:
-    (bench.disks.state / ".check-1.ext4").touch()
-    bench.check.sweep()
-    assert [path.name for path in bench.disks.state.iterdir()] == ["root.qcow2"]

@@ -356,11 +356,3 @@ def test_what_is_no_filesystem_or_not_there(disks: Disks) -> None:
     assert disks.check_raw()["notes"] == ["work.ext4 is missing"]
     disks.raw.write_bytes(b"x" * 500)
     assert disks.check_raw()["notes"] == ["it holds no ext4 filesystem"]
-
-
-def test_copies_of_a_killed_daemon_are_swept(disks: Disks) -> None:
-    disks.cover()
-    (disks.vm / ".check-0123.ext4").touch()
-    check.sweep(disks.vm)
-    check.sweep(disks.root / "nobody")
-    assert [path.name for path in disks.vm.iterdir()] == ["root.qcow2"]

@@ -50,6 +50,7 @@ def _register_create(verbs: Verbs) -> None:
     verb.add_argument("--disk", metavar="SIZE", help="the root disk's size (default: the image's)")
     work = verb.add_mutually_exclusive_group()
     work.add_argument("--work-disk", metavar="SIZE", help="the size of the disk that holds /root (default: 8G, sparse)")
+    work.add_argument("--volume", metavar="NAME", help="a volume that becomes the VM's work disk")
     work.add_argument("--no-work-disk", action="store_true", help="keep /root on the root disk")
     verb.add_argument(
         "--nat", action=argparse.BooleanOptionalAction, default=False, help="let the VM reach the internet"
@@ -142,6 +143,7 @@ def create(arguments: argparse.Namespace) -> int:
         wait_opencode=arguments.wait_opencode,
         disk_bytes=None if arguments.disk is None else parse_size(arguments.disk, "--disk", unit="g"),
         work_disk_bytes=_work_disk(arguments),
+        volume=arguments.volume,
     )
     return run_operation(arguments, client().create_vm(spec))
 
