@@ -25,6 +25,7 @@ from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
+from banger.service.disks import Disks
 from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
@@ -104,7 +105,7 @@ class Daemon:
         await bundle.open()
         choice = EngineChoice(paths, bundle.engine)
         admission = Admission(paths, settings)
-        lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission)
+        lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, Disks(paths, admission))
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
         await images.sweep()

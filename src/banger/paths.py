@@ -16,7 +16,9 @@ from banger.model.errors import Invalid
 
 SOCKET_PATH_MAX = 107
 ROOT_OVERLAY, ROOT_COPY, ROOT_CHANGES, WORK_DISK = "root.qcow2", "root.ext4", "root.cow", "work.ext4"
-DISKS = (ROOT_OVERLAY, ROOT_COPY, ROOT_CHANGES, WORK_DISK)  # what a VM's state directory may have of disks
+ROOTS = (ROOT_OVERLAY, ROOT_COPY, ROOT_CHANGES)
+NEXT_ROOT = ".next-"
+DISKS = (*ROOTS, WORK_DISK)  # what a VM's state directory may have of disks
 JAILED = "firecracker"  # the name that an engine's executable must have for a jail to be made for it
 _LONGEST_RUNTIME_NAME = len("/vms/0123456789ab/v.sock_4294967295")
 
@@ -52,6 +54,10 @@ class VmPaths(NamedTuple):
     def root_disk(self) -> Path:
         """The one that the VM has: an overlay, or a copy for an engine that reads no overlays."""
         return self.root_copy if self.root_copy.exists() else self.root_overlay
+
+    def next_root(self, image: str, name: str) -> Path:
+        """A root disk of another image, until the VM's record says that it is the VM's; `name` is its name then."""
+        return self.state / f"{NEXT_ROOT}{image}-{name}"
 
     @property
     def root_changes(self) -> Path:

@@ -25,7 +25,7 @@ def print_vms(vms: Iterable[VmDocument]) -> None:
             f"{vm['engine'] or '-'}/{vm['accelerator'] or '-'}",
             str(vm["vcpu"]),
             show_size(vm["memory_mib"] * MIB),
-            show_size(vm["disk_allocated_bytes"]),
+            show_size(vm["disk_allocated_bytes"] + vm["work_disk_allocated_bytes"]),
             "on" if vm["nat"] else "off",
             duration(vm["uptime_s"]) if vm["uptime_s"] is not None else "-",
         )
@@ -57,6 +57,7 @@ def print_vm(vm: VmDocument) -> None:
                 "disk",
                 f"{show_size(vm['disk_bytes'])}, {show_size(vm['disk_allocated_bytes'])} of it allocated here",
             ),
+            ("work disk", _work_disk(vm)),
             ("engine", engine),
             ("accelerator", accelerator),
             ("network", network),
@@ -65,6 +66,13 @@ def print_vm(vm: VmDocument) -> None:
             ("uptime", duration(vm["uptime_s"]) if vm["uptime_s"] is not None else ""),
         )
     )
+
+
+def _work_disk(vm: VmDocument) -> str:
+    if not vm["work_disk_bytes"]:
+        return ""
+    allocated = show_size(vm["work_disk_allocated_bytes"])
+    return f"{show_size(vm['work_disk_bytes'])} at /root, {allocated} of it allocated here"
 
 
 def print_health(report: VmHealth) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from banger.model.daemon import DaemonStatus
     from banger.model.documents import VmDocument
     from banger.model.operation import Event, Operation
-    from banger.model.vm import OpencodeAccess, Report, VmHealth, VmSpec
+    from banger.model.vm import OpencodeAccess, Report, VmChange, VmHealth, VmSpec
 
 T = TypeVar("T")
 VERSION_HEADER = "x-banger-version"
@@ -75,6 +75,9 @@ class Client:
         """`verb` is start, stop, restart, pause or resume; the flags are those of its route."""
         query = urlencode({name: str(value).lower() for name, value in flags.items()})
         return self._begin("POST", f"{_vm(reference)}/{verb}{'?' if query else ''}{query}")
+
+    def set_vm(self, reference: str, change: VmChange) -> Operation:
+        return self._begin("PATCH", _vm(reference), change)
 
     def delete_vm(self, reference: str) -> Operation:
         return self._begin("DELETE", _vm(reference))

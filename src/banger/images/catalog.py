@@ -43,6 +43,11 @@ def find_image(paths: Paths, name: str) -> Image:
     raise NotFound(f"there is no image {name}", hint=f"{told} with `banger image bootstrap debian`")
 
 
+def part_path(paths: Paths, image: Image, role: str) -> Path:
+    """Where a part of an image lies. Raises `KeyError` for a role that the image has not."""
+    return paths.image(image.name).directory / image.parts[role].file
+
+
 def _load(where: ImagePaths) -> Image:
     """Read and check image.json. Raises `Invalid`."""
     try:

@@ -15,8 +15,9 @@ from banger.images.confine import require_root, run_confined
 from banger.images.kernel_package import CONFIG_NAME, KernelPackage, install_kernel
 from banger.images.mmdebstrap import Recipe, install
 from banger.images.rootfs import Seed, check_root, clean, installed_packages, plant
+from banger.images.work_seed import make_work_seed
 from banger.model.errors import HostRequirement, Invalid
-from banger.model.image import Image
+from banger.model.image import INIT_VERSION, WORK_SEED, Image
 from banger.model.progress import Progress
 from banger.paths import ImagePaths, Paths
 from banger.system.ext4 import check_ext4, make_ext4
@@ -57,10 +58,12 @@ class DebianRequest:
 
     `mirror` None means the host's own mirrors when it runs the same Debian, else mmdebstrap's default. `opencode`
     is installed if asked for, from `npm_registry` or where this host gets npm packages; its service is the seed's.
+    `seed_key` is the fingerprint of the SSH key that the seed puts into root's home, empty when it puts none.
     """
 
     name: str
     seed: Seed
+    seed_key: str = ""
     mirror: str | None = None
     root_bytes: int = ROOT_BYTES
     extra_packages: tuple[str, ...] = ()
@@ -100,8 +103,11 @@ async def bootstrap(paths: Paths, request: DebianRequest, progress: Progress) ->
             packages = await _seed(root, request.seed, others, out)
         async with progress.stage("filesystem", deadline_s=600):
             await make_ext4(out.root, request.root_bytes, label="banger-root", tree=root)
+        async with progress.stage("work seed", deadline_s=120):
+            await make_work_seed(root / "root", out.work_seed)
         async with progress.stage("verify", deadline_s=600):
             await check_ext4(out.root)
+            await check_ext4(out.work_seed)
         async with progress.stage("publish", deadline_s=300):
             image = await in_thread(_describe, request, recipe, kernel, out, packages)
             await in_thread(publish, paths, image, out.directory)
@@ -160,6 +166,7 @@ def _describe(request: DebianRequest, recipe: Recipe, kernel: KernelPackage, out
         "initramfs": out.initramfs,
         "config": out.directory / CONFIG_NAME,
         "manifest": out.manifest,
+        WORK_SEED: out.work_seed,
     }
     return Image(
         name=request.name,
@@ -173,4 +180,6 @@ def _describe(request: DebianRequest, recipe: Recipe, kernel: KernelPackage, out
         origin="; ".join(recipe.sources) or f"mmdebstrap {recipe.suite}",
         needs_acpi=kernel.config.needs_acpi,
         has_opencode=request.opencode,
+        init_version=INIT_VERSION,
+        seed_key=request.seed_key,
     )

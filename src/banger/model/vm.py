@@ -80,6 +80,26 @@ class VmSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             check_disk_size(self.work_disk_bytes, "--work-disk", WORK_DISK_MIN_BYTES)
 
 
+class VmChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of `PATCH /vms/{ref}`: what shall be otherwise; None leaves it as it is.
+
+    `work_disk_bytes` is the size that the work disk grows to. `image` gives a stopped VM a fresh root disk of that
+    image; what was on the old one is lost, and the work disk stays.
+    """
+
+    work_disk_bytes: int | None = None
+    image: str | None = None
+
+    def check(self) -> None:
+        """Raise `Invalid` when nothing is asked for, or something that cannot be."""
+        if self.work_disk_bytes is None and self.image is None:
+            raise Invalid("nothing was asked to be changed", hint="`banger vm set --help` shows what can be")
+        if self.image is not None:
+            validate_name(self.image, "image name")
+        if self.work_disk_bytes is not None:
+            check_disk_size(self.work_disk_bytes, "--work-disk", WORK_DISK_MIN_BYTES)
+
+
 def check_disk_size(size: int, flag: str, least: int) -> None:
     """Raise `Invalid` for a disk that cannot be of so many bytes."""
     if size < least or size > DISK_MAX_BYTES:

@@ -16,9 +16,10 @@ from banger.guest.bundle import agent_tree
 from banger.guest.protocol import AGENT_VERSION
 from banger.model.bundle import AGENT, BUNDLE_FORMAT, LEGACY_AGENT, SSH_KEY, Bundle
 from banger.model.errors import Conflict, HostRequirement, Invalid
+from banger.model.keys import PublicKey
 from banger.model.vm import WantedEngine
 from banger.paths import BundlePaths, Paths
-from banger.service.keys import fingerprint, make_pair, public_half
+from banger.service.keys import make_pair, public_half, read_public
 from banger.system.files import in_thread, sync_path, write_new
 from banger.system.locks import FileLock
 
@@ -78,15 +79,19 @@ class RuntimeBundle:
             return read_tree(Path(self._agent_path), "agent_path in config.toml")
         return read_tree(self._inside(self._record.agent), f"`agent` in {self._where.metadata}")
 
-    async def public_key(self) -> str:
-        """The key that guests let in, one line; made at the first call. Raises `HostRequirement`, `CommandFailed`."""
+    async def key(self) -> PublicKey:
+        """The key that guests let in; made at the first call. Raises `HostRequirement`, `CommandFailed`."""
         async with self._making:
             key = self._inside(self._record.ssh_key)
             if self._record.ssh_key != SSH_KEY and not key.exists():
                 raise Invalid(f"{self._where.metadata}: there is no SSH key {key}", hint="name one that is there")
             await make_pair(key)
             await in_thread(self._note_key)
-            return public_half(key).read_text().strip()
+            return read_public(public_half(key))
+
+    async def public_key(self) -> str:
+        """The line of `key`."""
+        return (await self.key()).line
 
     def _inside(self, name: str) -> Path:
         """Where a path of bundle.json leads: a relative one not out of the bundle, by links neither."""
@@ -137,7 +142,7 @@ class RuntimeBundle:
         key = self._inside(self._record.ssh_key)
         if not key.exists() or not public_half(key).exists():
             return
-        self._save(msgspec.structs.replace(self._record, ssh_fingerprint=fingerprint(public_half(key))))
+        self._save(msgspec.structs.replace(self._record, ssh_fingerprint=read_public(public_half(key)).fingerprint))
         for link, target in ((self._link, key), (public_half(self._link), public_half(key))):
             if link.is_symlink() and link.readlink() == target:
                 continue

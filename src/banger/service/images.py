@@ -36,10 +36,11 @@ class ImageService:
         catalog.check_free(self._paths, spec.name)
 
         async def work(job: Job) -> Image:
-            seed = _seed(await self._bundle.public_key(), self._bundle.agent(), opencode=spec.opencode)
+            key = await self._bundle.key()
             request = DebianRequest(
                 name=spec.name,
-                seed=seed,
+                seed=_seed(key.line, self._bundle.agent(), opencode=spec.opencode),
+                seed_key=key.fingerprint,
                 mirror=spec.mirror,
                 opencode=spec.opencode,
                 npm_registry=self._npm_registry or None,

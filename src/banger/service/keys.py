@@ -1,11 +1,9 @@
 """The SSH key pair of this person's VMs."""
 
-import base64
-import binascii
-import hashlib
 from pathlib import Path
 
 from banger.model.errors import Invalid
+from banger.model.keys import PublicKey, fingerprint
 from banger.system.process import find_program, run
 
 _TIMEOUT_S = 30.0
@@ -40,12 +38,16 @@ async def make_pair(private: Path) -> None:
     public_half(fresh).rename(public)
 
 
-def fingerprint(public: Path) -> str:
-    """The key's fingerprint as `ssh-keygen -l` shows it. Raises `Invalid` for a file that holds no public key."""
+def read_public(public: Path) -> PublicKey:
+    """The key in this file. Raises `Invalid` for a file that holds none."""
     try:
-        blob = base64.b64decode(public.read_text().split()[1], validate=True)
-    except (OSError, UnicodeDecodeError, IndexError, binascii.Error) as error:
-        raise Invalid(
-            f"{public} is no public SSH key", hint="remove it: it is made again from the private key"
-        ) from error
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+        line = public.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_key(public) from error
+    if "\n" in line or not fingerprint(line):
+        raise _no_key(public)
+    return PublicKey(line, fingerprint(line))
+
+
+def _no_key(public: Path) -> Invalid:
+    return Invalid(f"{public} is no public SSH key", hint="remove it: it is made again from the private key")

@@ -1,4 +1,4 @@
-"""What is done to one VM: make its disk, boot it until it is healthy, power it off, take it away."""
+"""What is done to one VM: make its disks, boot it until it is healthy, power it off, take it away."""
 
 import asyncio
 import contextlib
@@ -17,19 +17,21 @@ from banger.engine.select import Engine, Needs
 from banger.guest.channel import Guest
 from banger.guest.protocol import READY_PORT
 from banger.guest.ready import ReadyListener
-from banger.images.catalog import find_image
+from banger.images.catalog import find_image, part_path
 from banger.jobs.operations import Job
 from banger.model.engine import Capabilities
 from banger.model.errors import BangerError, GuestUnreachable, Timeout
+from banger.model.firecracker import PartialDrive
 from banger.model.firecracker import Vm as VmStateDocument
-from banger.model.machine import Disk, Machine
+from banger.model.image import Image
+from banger.model.machine import Machine
 from banger.model.vm import Vm, VmState, WantedEngine
 from banger.network.user import user_nic
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.disks import Disks, changed_to, check_growth
 from banger.service.health import Checks
 from banger.service.opencode import Opencode
-from banger.storage.overlays import create_root_copy, create_root_overlay
 from banger.store.vms import VmStore
 from banger.system.files import remove_tree
 from banger.system.watch import process_end
@@ -62,6 +64,7 @@ class Lifecycle:
         opencode: Opencode,
         checks: Checks,
         admission: Admission,
+        disks: Disks,
     ) -> None:
         self._paths = paths
         self._settings = settings
@@ -70,25 +73,49 @@ class Lifecycle:
         self._opencode = opencode
         self._checks = checks
         self._admission = admission
+        self._disks = disks
 
     def check_room(self) -> None:
         """Raises `HostRequirement` when so little is free on the disk that no machine may begin to run."""
         self._admission.check()
 
     async def make_disks(self, job: Job, vm: Vm) -> None:
-        """The root disk: an overlay, O(1) in the image's size, or a copy for an engine that reads no overlays."""
-        paths = self._paths.vm(vm.id)
-        image = self._paths.image(vm.image)
+        """Everything that the VM has on disk."""
+        image = find_image(self._paths, vm.image)
         async with job.stage("choose the engine"):
             engine = await self._engine(vm.wanted_engine, Needs(nat=vm.nat, qcow2=False))
-        async with job.stage("root disk"):
-            find_image(self._paths, vm.image)
-            job.undo("remove the VM's files", lambda: self.remove_files(vm))
-            paths.state.mkdir(parents=True, mode=0o700)
-            if engine.capabilities.qcow2:
-                await create_root_overlay(image.root, paths.root_overlay, None)
-            else:
-                await create_root_copy(image.root, paths.root_copy, job, self._admission.room)
+        job.undo("remove the VM's files", lambda: self.remove_files(vm))
+        self._paths.vm(vm.id).state.mkdir(parents=True, mode=0o700)
+        await self._disks.make_root(job, vm, image, engine)
+        self._disks.settle_root(vm)
+        await self._disks.make_work(job, vm, image)
+
+    def check_growth(self, vm: Vm, size: int) -> None:
+        """Raises `Conflict`, `HostRequirement` unless the work disk can become so many bytes large."""
+        check_growth(vm, size, self._paths.vm(vm.id).work_disk)
+
+    async def enlarge_work(self, job: Job, vm: Vm, size: int) -> Vm:
+        """Give the work disk so many bytes; a guest that runs has them at once, another when it starts."""
+        await self._disks.enlarge_work(job, vm, size)
+        vm = msgspec.structs.replace(vm, work_disk_bytes=size)
+        self._vms.update(vm)
+        if vm.state is VmState.RUNNING:
+            async with job.stage("tell the guest", deadline_s=CALL_S):
+                path = "/disks/work" if vm.jailed else str(self._paths.vm(vm.id).work_disk)
+                change = PartialDrive(drive_id="work", path_on_host=path)
+                await EngineApi(self._paths.vm(vm.id).api_socket).call("PATCH", "/drives/work", change)
+            await self._disks.grow(job, vm)
+        return vm
+
+    async def change_image(self, job: Job, vm: Vm, image: Image) -> Vm:
+        """A fresh root disk of that image for a VM that does not run. The old one stays until the new one is there."""
+        async with job.stage("choose the engine"):
+            engine = await self._engine(vm.wanted_engine, Needs(nat=vm.nat, qcow2=False))
+        changed = changed_to(vm, image, self._paths)
+        await self._disks.make_root(job, changed, image, engine)
+        self._vms.update(changed)
+        self._disks.settle_root(changed)
+        return changed
 
     async def boot(self, job: Job, vm: Vm, *, wait_opencode: bool = True) -> Vm:
         """Start the engine and return once the agent answers, and opencode where it shall run.
@@ -139,20 +166,19 @@ class Lifecycle:
         return vm, machine
 
     def _machine(self, vm: Vm) -> Machine:
-        paths = self._paths.vm(vm.id)
-        image = self._paths.image(vm.image)
+        paths, image = self._paths, find_image(self._paths, vm.image)
         return Machine(
             id=vm.id,
             hostname=vm.name,
             vcpu=vm.vcpu,
             memory_mib=vm.memory_mib,
-            kernel=str(image.kernel),
-            initramfs=str(image.initramfs),
-            boot_args=find_image(self._paths, vm.image).boot_args,
-            disks=(Disk(id="root", path=str(paths.root_disk), root=True),),
+            kernel=str(part_path(paths, image, "kernel")),
+            initramfs=str(part_path(paths, image, "initramfs")),
+            boot_args=image.boot_args,
+            disks=self._disks.of(vm),
             nics=(user_nic(vm.id, nat=vm.nat),) if vm.guest_ip else (),
-            vsock_socket=str(paths.vsock_socket),
-            backing_files=(str(image.root),),
+            vsock_socket=str(paths.vm(vm.id).vsock_socket),
+            backing_files=(str(part_path(paths, image, "root")),),
         )
 
     async def _until_healthy(self, job: Job, vm: Vm, api: EngineApi, *, wait_opencode: bool) -> None:

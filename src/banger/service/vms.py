@@ -26,12 +26,14 @@ from banger.model.vm import (
     OPENCODE_MEMORY_MIB,
     OpencodeAccess,
     Vm,
+    VmChange,
     VmHealth,
     VmSpec,
     VmState,
     WantedEngine,
 )
 from banger.paths import Paths
+from banger.service.disks import root_size, work_size
 from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.logs import LogFollowers
@@ -153,11 +155,7 @@ class VmService:
     def _new(self, spec: VmSpec, image: Image) -> Vm:
         opencode = image.has_opencode and spec.opencode
         if opencode and spec.memory_mib < OPENCODE_MEMORY_MIB:
-            raise Invalid(
-                f"the image {image.name} runs opencode, which needs {OPENCODE_MEMORY_MIB} MiB of memory, "
-                f"and {spec.memory_mib} MiB were asked for",
-                hint=f"choose --memory {OPENCODE_MEMORY_MIB}M or more, or --no-opencode",
-            )
+            raise _too_little_memory(image, spec.memory_mib, ", or --no-opencode")
         return Vm(
             id=new_id(),
             name=spec.name or self._free_name(),
@@ -171,9 +169,10 @@ class VmService:
             accelerator="",
             accelerator_reason="",
             guest_ip="",
-            disk_bytes=image.parts["root"].bytes,
+            disk_bytes=root_size(spec, image),
             created_at=time.time(),
             opencode=opencode,
+            work_disk_bytes=work_size(spec, image),
         )
 
     def _free_name(self) -> str:
@@ -204,6 +203,34 @@ class VmService:
         return self._operations.begin(
             "vm.start", _target(vm), lambda job: self._boot(job, vm, wait_opencode=wait_opencode)
         )
+
+    def change(self, reference: str, change: VmChange) -> Operation:
+        """Begin `vm.set`. Raises `Invalid`, `Conflict` (it runs, or has no work disk), `NotFound` (image)."""
+        change.check()
+        vm = self._vms.find(reference)
+        self._operations.check_free(_target(vm))
+        if change.work_disk_bytes is not None:
+            self._lifecycle.check_growth(vm, change.work_disk_bytes)
+        image = find_image(self._paths, change.image) if change.image is not None else None
+        if image is not None:
+            if vm.state in LIVE:
+                raise Conflict(
+                    f"{vm.name} is {vm.state}, and its root disk in use",
+                    hint=f"banger vm stop {vm.name}, then try again",
+                )
+            self._lifecycle.check_room()
+            if image.has_opencode and vm.opencode and vm.memory_mib < OPENCODE_MEMORY_MIB:
+                raise _too_little_memory(image, vm.memory_mib, "")
+
+        async def work(job: Job) -> VmDocument:
+            changed = vm
+            if image is not None:
+                changed = await self._lifecycle.change_image(job, changed, image)
+            if change.work_disk_bytes is not None:
+                changed = await self._lifecycle.enlarge_work(job, changed, change.work_disk_bytes)
+            return self.document(changed)
+
+        return self._operations.begin("vm.set", _target(vm), work)
 
     def stop(self, reference: str, *, force: bool) -> Operation:
         """Begin `vm.stop`. Raises `Conflict` when it does not run."""
@@ -332,6 +359,14 @@ class VmService:
             engine_pid=vm.process.pid if vm.process else None,
             vsock_socket=str(paths.vsock_socket),
         )
+
+
+def _too_little_memory(image: Image, memory_mib: int, otherwise: str) -> Invalid:
+    return Invalid(
+        f"the image {image.name} runs opencode, which needs {OPENCODE_MEMORY_MIB} MiB of memory, "
+        f"and {memory_mib} MiB were asked for",
+        hint=f"choose --memory {OPENCODE_MEMORY_MIB}M or more{otherwise}",
+    )
 
 
 def _not_running(vm: Vm) -> Conflict:

@@ -1,21 +1,16 @@
 """Copy-on-write root disks: a qcow2 over an image's raw root, O(1) in the image's size."""
 
-import asyncio
 import secrets
-import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from banger.model.errors import Invalid
 from banger.model.progress import Progress
-from banger.system.files import allocated_bytes, clone_file, copy_sparse, in_thread
+from banger.storage.copies import Room, copy_disk
+from banger.system.files import allocated_bytes
 from banger.system.process import find_program, run
 
 __all__ = ["allocated_bytes", "create_root_copy", "create_root_overlay"]
 
-# for so many bytes, held until the end of the block
-Room = Callable[[int], AbstractContextManager[None]]
 # Subclusters of 2 KiB, below the guest's block of 4: no write copies anything from the image. Reference counts
 # that lag behind cost nothing here, as a qcow2 that was not closed is repaired when it is opened.
 _OPTIONS = "cluster_size=64k,extended_l2=on,lazy_refcounts=on"
@@ -50,27 +45,8 @@ async def create_root_copy(base: Path, copy: Path, progress: Progress, room: Roo
     """
     partial = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}")
     try:
-        if not await in_thread(clone_file, base, partial):
-            progress.note("this filesystem cannot share blocks (reflink): the root disk is a full copy")
-            with room(allocated_bytes(base)):
-                await _copy(base, partial, progress)
+        await copy_disk(base, partial, progress, room, what="the root disk")
         partial.chmod(0o600)
         partial.rename(copy)
     finally:
         partial.unlink(missing_ok=True)
-
-
-async def _copy(base: Path, partial: Path, progress: Progress) -> None:
-    loop, stop = asyncio.get_running_loop(), threading.Event()
-
-    def told(done: int, total: int) -> bool:
-        loop.call_soon_threadsafe(progress.progress, done, total, "bytes")
-        return not stop.is_set()
-
-    work = asyncio.ensure_future(in_thread(copy_sparse, base, partial, told))
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait({work})
-        raise

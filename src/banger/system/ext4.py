@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from banger.model.errors import CommandFailed, Invalid
 from banger.system.process import find_program, run
@@ -54,3 +55,25 @@ async def grow_ext4(image: Path, size: int) -> None:
     os.truncate(image, size)
     # -f: the file comes from mke2fs and was never mounted, so nothing is to be checked first
     await run([find_program("resize2fs", package="e2fsprogs"), "-f", str(image)], timeout=_MAKE_S)
+
+
+async def renew_uuid(image: Path) -> None:
+    """Give an unmounted filesystem another, random UUID. Raises `CommandFailed`."""
+    await run([find_program("tune2fs", package="e2fsprogs"), "-f", "-U", "random", str(image)], timeout=_MAKE_S)
+
+
+class Superblock(NamedTuple):
+    """What an ext4 says of itself; see the kernel's filesystems/ext4/super.rst."""
+
+    bytes: int
+
+
+def read_superblock(image: Path) -> Superblock:
+    """Raises `Invalid` when there is no ext4."""
+    with image.open("rb") as file:
+        file.seek(1024)
+        block = file.read(1024)
+    if len(block) < 1024 or block[0x38:0x3A] != b"\x53\xef":
+        raise Invalid(f"{image} holds no ext4 filesystem")
+    (low, shift, high) = (int.from_bytes(block[at : at + 4], "little") for at in (0x4, 0x18, 0x150))
+    return Superblock((low | high << 32) * (1024 << shift))

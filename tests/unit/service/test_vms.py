@@ -13,6 +13,7 @@ from banger.model.capacity import Filesystem
 from banger.model.vm import Vm, VmState
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.disks import Disks
 from banger.service.health import Checks, Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.opencode import Opencode
@@ -41,7 +42,9 @@ class Bench:
         opencode = Opencode(paths, settings)
         checks = Checks(paths, opencode)
         admission = Admission(paths, settings, filesystem)
-        lifecycle = Lifecycle(paths, settings, vms, EngineChoice(paths), opencode, checks, admission)
+        lifecycle = Lifecycle(
+            paths, settings, vms, EngineChoice(paths), opencode, checks, admission, Disks(paths, admission)
+        )
         monitor = Monitor(checks, 60, vms.get, lambda *_: None)
         self.service = VmService(paths, vms, operations, lifecycle, monitor, opencode)
 

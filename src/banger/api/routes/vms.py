@@ -6,7 +6,7 @@ import contextlib
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Controller, MediaType, Response, WebSocket, delete, get, post, websocket
+from litestar import Controller, MediaType, Response, WebSocket, delete, get, patch, post, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Parameter
 from litestar.response import Stream as ByteStream
@@ -16,7 +16,7 @@ from banger.model.documents import VmDocument
 from banger.model.errors import BangerError, Invalid
 from banger.model.guest import ExecRequest, Stream
 from banger.model.operation import Operation
-from banger.model.vm import OpencodeAccess, Report, VmHealth, VmSpec
+from banger.model.vm import OpencodeAccess, Report, VmChange, VmHealth, VmSpec
 from banger.service.vms import ExecStream
 
 Socket = WebSocket[Any, Any, Any]
@@ -45,6 +45,10 @@ class Vms(Controller):
     @delete("/{ref:str}", status_code=202, summary="Delete a VM and all its data")
     async def delete_vm(self, ref: str, services: Services) -> Operation:
         return services.vms.delete(ref)
+
+    @patch("/{ref:str}", status_code=202, summary="Enlarge a VM's work disk, or give it a root disk of another image")
+    async def change_vm(self, ref: str, data: VmChange, services: Services) -> Operation:
+        return services.vms.change(ref, data)
 
     @post("/{ref:str}/start", status_code=202, summary="Boot a stopped VM")
     async def start_vm(self, ref: str, services: Services, wait_opencode: WaitOpencode = True) -> Operation:

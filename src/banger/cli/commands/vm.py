@@ -3,10 +3,11 @@
 import argparse
 import sys
 
-from banger.cli.commands import vm_access
+from banger.cli.commands import vm_access, vm_disks
 from banger.cli.connect import add_name, client, name_of, required_name
+from banger.cli.operating import add_detach, confirm, run_operation
 from banger.cli.parser import Handler, Parser, Verbs
-from banger.model.errors import Cancelled, Invalid
+from banger.model.errors import Invalid
 
 HEALTH_WAIT_MAX_S = 600
 
@@ -18,6 +19,7 @@ def register(parser: Parser) -> None:
     verb.add_argument("-q", "--quiet", action="store_true", help="names only")
     add_name(verbs.add("show", show, "show one VM"))
     _register_changes(verbs)
+    vm_disks.register(verbs)
     _register_exec(verbs)
     vm_access.register(verbs)
     verb = verbs.add("health", health, "check a VM now: engine, agent, services")
@@ -45,6 +47,10 @@ def _register_create(verbs: Verbs) -> None:
     verb.add_argument("--image", default="debian", help="the image to boot (default: debian)")
     verb.add_argument("--vcpu", type=int, default=2, metavar="N", help="virtual CPUs (default: 2)")
     verb.add_argument("--memory", default="1G", metavar="SIZE", help="memory, like 512M or 2G (default: 1G)")
+    verb.add_argument("--disk", metavar="SIZE", help="the root disk's size (default: the image's)")
+    work = verb.add_mutually_exclusive_group()
+    work.add_argument("--work-disk", metavar="SIZE", help="the size of the disk that holds /root (default: 8G, sparse)")
+    work.add_argument("--no-work-disk", action="store_true", help="keep /root on the root disk")
     verb.add_argument(
         "--nat", action=argparse.BooleanOptionalAction, default=False, help="let the VM reach the internet"
     )
@@ -58,14 +64,14 @@ def _register_create(verbs: Verbs) -> None:
         "--no-opencode", dest="opencode", action="store_false", help="do not start the image's opencode server"
     )
     _wait_opencode(verb)
-    _detach(verb)
+    add_detach(verb)
 
 
 def _register_changes(verbs: Verbs) -> None:
     verb = verbs.add("start", change("start"), "boot a stopped VM and return when it is healthy")
     add_name(verb)
     _wait_opencode(verb)
-    _detach(verb)
+    add_detach(verb)
     for name, text in (
         ("stop", "power a VM off; its disk is kept"),
         ("restart", "power a VM off, boot it again, and return when it is healthy"),
@@ -75,19 +81,19 @@ def _register_changes(verbs: Verbs) -> None:
         verb.add_argument("--force", action="store_true", help="do not wait for the guest to power off")
         if name == "restart":
             _wait_opencode(verb)
-        _detach(verb)
+        add_detach(verb)
     for name, text in (
         ("pause", "stop a VM's processors; its memory is kept"),
         ("resume", "let a paused VM run on"),
     ):
         verb = verbs.add(name, change(name), text)
         add_name(verb)
-        _detach(verb)
+        add_detach(verb)
     verb = verbs.add("delete", delete, "delete VMs and everything on their disks")
     verb.add_argument("names", nargs="*", metavar="NAME", help="the VMs")
     verb.add_argument("--name", dest="named", action="append", default=[], metavar="NAME", help="the same, as a flag")
     verb.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    _detach(verb)
+    add_detach(verb)
 
 
 def _register_exec(verbs: Verbs) -> None:
@@ -114,30 +120,6 @@ def _wait_opencode(verb: Parser) -> None:
     )
 
 
-def _detach(verb: Parser) -> None:
-    verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
-
-
-def _run(arguments: argparse.Namespace, operation: object) -> int:
-    """Follow an operation and print its VM, or with --detach the operation."""
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_operation, print_vm
-    from banger.model.operation import Operation
-
-    assert isinstance(operation, Operation)
-    if not arguments.detach:
-        operation = follow(client(), operation)
-    document = operation if arguments.detach or operation.result is None else operation.result
-    if arguments.json:
-        print_json(document)
-    elif arguments.detach:
-        print_operation(operation)
-    elif operation.result is not None:
-        print_vm(operation.result)
-    return 0
-
-
 def create(arguments: argparse.Namespace) -> int:
     from banger.model.sizes import MIB, parse_size
     from banger.model.vm import VmSpec
@@ -151,8 +133,24 @@ def create(arguments: argparse.Namespace) -> int:
         engine=arguments.engine,
         opencode=arguments.opencode,
         wait_opencode=arguments.wait_opencode,
+        disk_bytes=None if arguments.disk is None else parse_size(arguments.disk, "--disk", unit="g"),
+        work_disk_bytes=_work_disk(arguments),
     )
-    return _run(arguments, client().create_vm(spec))
+    return run_operation(arguments, client().create_vm(spec))
+
+
+def _work_disk(arguments: argparse.Namespace) -> int | None:
+    """Bytes; 0 for none, None for the usual size."""
+    from banger.model.sizes import parse_size
+
+    if arguments.no_work_disk:
+        return 0
+    if arguments.work_disk is None:
+        return None
+    size = parse_size(arguments.work_disk, "--work-disk", unit="g")
+    if not size:
+        raise Invalid("a work disk of no size was asked for", hint="--no-work-disk makes a VM without one")
+    return size
 
 
 def list_vms(arguments: argparse.Namespace) -> int:
@@ -182,7 +180,7 @@ def show(arguments: argparse.Namespace) -> int:
 def change(verb: str) -> Handler:
     def handler(arguments: argparse.Namespace) -> int:
         given = {name: getattr(arguments, name) for name in ("force", "wait_opencode") if hasattr(arguments, name)}
-        return _run(arguments, client().change_vm(required_name(arguments), verb, **given))
+        return run_operation(arguments, client().change_vm(required_name(arguments), verb, **given))
 
     return handler
 
@@ -194,7 +192,7 @@ def delete(arguments: argparse.Namespace) -> int:
     connection = client()
     vms = [connection.show_vm(name) for name in names]
     if not arguments.yes:
-        _confirm("delete " + ", ".join(f"{vm['name']} ({vm['state']})" for vm in vms) + " and everything on disk?")
+        confirm("delete " + ", ".join(f"{vm['name']} ({vm['state']})" for vm in vms) + " and everything on disk?")
     results = []
     for vm in vms:
         operation = connection.delete_vm(vm["id"])
@@ -209,15 +207,6 @@ def delete(arguments: argparse.Namespace) -> int:
 
         print_json(results)
     return 0
-
-
-def _confirm(question: str) -> None:
-    """Ask on a terminal; elsewhere `Invalid` names --yes."""
-    if not sys.stdin.isatty():
-        raise Invalid("this destroys data and nobody can be asked", hint="add --yes")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise Cancelled("nothing was deleted")
 
 
 def exec_in_vm(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,149 @@
+"""One VM's disks: made, given to its engine, grown, taken away."""
+
+from pathlib import Path
+
+import msgspec
+
+from banger.engine.select import Engine
+from banger.guest.channel import Guest
+from banger.images.catalog import find_image, part_path
+from banger.jobs.operations import Job
+from banger.model.errors import Conflict, Invalid, NotFound
+from banger.model.image import WORK_SEED, Image
+from banger.model.machine import Disk
+from banger.model.sizes import show_size
+from banger.model.vm import DEFAULT_WORK_DISK_BYTES, LIVE, Vm, VmSpec
+from banger.paths import NEXT_ROOT, ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
+from banger.service.admission import Admission
+from banger.storage.overlays import create_root_copy, create_root_overlay
+from banger.storage.work_disks import create_work_disk, disk_size, enlarge_work_disk
+from banger.system.ext4 import read_superblock
+from banger.system.files import in_thread
+
+GROW_S = 60.0
+
+
+def root_size(spec: VmSpec, image: Image) -> int:
+    """Bytes of a new VM's root disk. Raises `Invalid` when it would be smaller than the image's."""
+    least = image.parts["root"].bytes
+    if spec.disk_bytes is not None and spec.disk_bytes < least:
+        raise Invalid(
+            f"a root disk of {show_size(spec.disk_bytes)} is smaller than that of the image {image.name}, "
+            f"and what is in it cannot be made to fit",
+            hint=f"choose --disk {least >> 20}M or more, or leave it out",
+        )
+    return spec.disk_bytes or least
+
+
+def work_size(spec: VmSpec, image: Image) -> int:
+    """Bytes of a new VM's work disk; 0 for none. Raises `Invalid` when it would be smaller than the image's seed."""
+    least = image.parts[WORK_SEED].bytes if WORK_SEED in image.parts else 0
+    if spec.work_disk_bytes is None:
+        return max(DEFAULT_WORK_DISK_BYTES, least)
+    if 0 < spec.work_disk_bytes < least:
+        raise Invalid(
+            f"a work disk of {show_size(spec.work_disk_bytes)} does not hold what the image {image.name} puts into it",
+            hint=f"choose --work-disk {least >> 20}M or more, or --no-work-disk",
+        )
+    return spec.work_disk_bytes
+
+
+def check_growth(vm: Vm, size: int, work_disk: Path) -> None:
+    """Raise `Conflict` unless the VM's work disk can become so many bytes large; `HostRequirement` when it is gone."""
+    if not vm.work_disk_bytes:
+        raise Conflict(
+            f"{vm.name} has no work disk to enlarge", hint="`banger vm create` makes one, unless told --no-work-disk"
+        )
+    has = disk_size(work_disk)
+    if size < has:
+        raise Conflict(
+            f"the work disk of {vm.name} has {show_size(has)} and cannot be made smaller: files may lie anywhere in it",
+            hint="make another VM with a smaller one, and copy what you need with `banger vm cp`",
+        )
+
+
+def changed_to(vm: Vm, image: Image, paths: Paths) -> Vm:
+    """A VM's record for a root disk of another image; opencode runs where the image has it, unless it was declined."""
+    try:
+        declined = find_image(paths, vm.image).has_opencode and not vm.opencode
+    except (NotFound, Invalid):
+        declined = False
+    return msgspec.structs.replace(
+        vm,
+        image=image.name,
+        disk_bytes=max(vm.disk_bytes, image.parts["root"].bytes),
+        opencode=image.has_opencode and not declined,
+        problem="",
+    )
+
+
+class Disks:
+    """The disks of all VMs. Each method is a step of an operation."""
+
+    def __init__(self, paths: Paths, admission: Admission) -> None:
+        self._paths = paths
+        self._admission = admission
+
+    async def make_root(self, job: Job, vm: Vm, image: Image, engine: Engine) -> None:
+        """An overlay, O(1) in the image's size, or what an engine that reads no overlays can have.
+
+        It is the VM's once `settle_root` was called for a record that names this image.
+        """
+        paths, base = self._paths.vm(vm.id), part_path(self._paths, image, "root")
+        async with job.stage("root disk"):
+            if engine.capabilities.qcow2:
+                await create_root_overlay(base, paths.next_root(image.name, ROOT_OVERLAY), vm.disk_bytes)
+            else:
+                copy = paths.next_root(image.name, ROOT_COPY)
+                await create_root_copy(base, copy, job, self._admission.room)
+
+    def settle_root(self, vm: Vm) -> None:
+        """The root disk that was made for the image in the VM's record takes the place of the one before.
+
+        Made for another image, it was never committed, and goes. Safe to call at any time that no engine has the disk.
+        """
+        paths = self._paths.vm(vm.id)
+        for name in ROOTS:
+            fresh = paths.next_root(vm.image, name)
+            if fresh.exists():
+                fresh.rename(paths.state / name)
+                for other in ROOTS:
+                    if other != name:
+                        (paths.state / other).unlink(missing_ok=True)
+        for left in paths.state.glob(f"{NEXT_ROOT}*"):
+            left.unlink()
+
+    async def make_work(self, job: Job, vm: Vm, image: Image) -> None:
+        """A clone of the image's seed, for a VM that shall have a work disk."""
+        if not vm.work_disk_bytes:
+            return
+        paths = self._paths.vm(vm.id)
+        async with job.stage("work disk"):
+            seed = part_path(self._paths, image, WORK_SEED)
+            await create_work_disk(seed, paths.work_disk, vm.work_disk_bytes, job, self._admission.room)
+
+    async def enlarge_work(self, job: Job, vm: Vm, size: int) -> None:
+        """Give the work disk so many bytes; the guest's kernel grows the filesystem, now or when it runs next."""
+        async with job.stage("enlarge the work disk"):
+            await in_thread(enlarge_work_disk, self._paths.vm(vm.id).work_disk, size)
+            if vm.state not in LIVE:
+                job.note("the guest grows its filesystem when it starts")
+
+    async def grow(self, job: Job, vm: Vm) -> None:
+        """Let a guest that runs grow its filesystems to the size of their disks, where they are smaller."""
+        image, paths = find_image(self._paths, vm.image), self._paths.vm(vm.id)
+        smaller = ["/"] if vm.disk_bytes > image.parts["root"].bytes else []
+        if vm.work_disk_bytes and read_superblock(paths.work_disk).bytes < disk_size(paths.work_disk):
+            smaller.append("/root")
+        for path in smaller:
+            async with job.stage(f"grow the filesystem of {path}", deadline_s=GROW_S):
+                await Guest(paths.vsock_socket).grow(path, timeout=GROW_S)
+
+    def of(self, vm: Vm) -> tuple[Disk, ...]:
+        """As its engine is told them. Raises `HostRequirement` when the work disk is gone."""
+        paths = self._paths.vm(vm.id)
+        disks = [Disk(id="root", path=str(paths.root_disk), root=True)]
+        if vm.work_disk_bytes:
+            disk_size(paths.work_disk)
+            disks.append(Disk(id="work", path=str(paths.work_disk)))
+        return tuple(disks)

@@ -1,0 +1,152 @@
+"""A machine's disks: /root on a disk of its own that outlasts the root, sizes that grow, room that is given back."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.home import Home
+from tests.vm.test_lifecycle import engines, qemu_of
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+def sh(home: Home, name: str, script: str) -> str:
+    return home.run("vm", "exec", name, "--", "sh", "-ec", script).stdout.decode()
+
+
+def filesystem_bytes(home: Home, name: str, path: str) -> int:
+    return int(sh(home, name, f"df -B1 --output=size {path} | tail -1"))
+
+
+def allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def disk_of(home: Home, name: str, file: str) -> Path:
+    return home.state / "vms" / str(home.json("vm", "show", name)["id"]) / file
+
+
+@pytest.fixture(scope="module")
+def worked(home: Home) -> str:
+    """A VM with disks of sizes of its own."""
+    home.run("vm", "create", "--name", "disks", "--memory", "512M", "--disk", "6G", "--work-disk", "1G")
+    return "disks"
+
+
+def test_root_has_a_home_of_its_own(home: Home, worked: str) -> None:
+    source, kind, options = sh(home, worked, "findmnt -no SOURCE,FSTYPE,OPTIONS /root").split()
+    assert (source, kind) == ("/dev/vdb", "ext4")
+    assert "discard" in options.split(",")
+    assert sh(home, worked, "stat -c '%U:%G %a' /root /root/.ssh /root/.ssh/authorized_keys") == (
+        "root:root 700\nroot:root 700\nroot:root 600\n"
+    )
+    shell = home.run("vm", "exec", "-t", worked, "--", "bash", "-lic", 'echo $PATH; echo "${PS1@P}"; pwd').stdout
+    assert b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" in shell
+    assert b"disks" in shell
+    assert home.run("vm", "ssh", worked, "--", "pwd").stdout == b"/root\n"
+    vm = home.json("vm", "show", worked)
+    assert (vm["disk_bytes"], vm["work_disk_bytes"]) == (6 * GIB, GIB)
+    assert 0 < vm["work_disk_allocated_bytes"] < 40 * MIB
+
+
+def test_the_disks_have_the_sizes_that_were_asked_for(home: Home, worked: str) -> None:
+    assert filesystem_bytes(home, worked, "/") > 5.5 * GIB
+    assert 0.9 * GIB < filesystem_bytes(home, worked, "/root") <= GIB
+    assert "smaller" in home.error("vm", "create", "--disk", "1G", status=2)
+    assert "smaller" in home.error("vm", "set", worked, "--work-disk", "512M", status=4)
+    assert "not possible" in home.error("vm", "create", "--work-disk", "1M", status=2)
+
+
+def test_a_work_disk_grows_while_its_guest_runs(home: Home, worked: str) -> None:
+    sh(home, worked, "echo grown > /root/before")
+    home.run("vm", "set", worked, "--work-disk", "3G")
+    assert filesystem_bytes(home, worked, "/root") > 2.8 * GIB
+    assert sh(home, worked, "cat /root/before") == "grown\n"
+    assert home.json("vm", "show", worked)["work_disk_bytes"] == 3 * GIB
+
+
+def test_room_that_a_guest_frees_is_given_back(home: Home, worked: str) -> None:
+    disk = disk_of(home, worked, "work.ext4")
+    before = allocated(disk)
+    sh(home, worked, "dd if=/dev/urandom of=/root/big bs=1M count=1024 2>&1; sync")
+    written = allocated(disk)
+    assert written - before > 1000 * MIB
+    sh(home, worked, "rm /root/big; sync; fstrim /root")
+    assert allocated(disk) - before < 100 * MIB
+    root = disk_of(home, worked, "root.qcow2")
+    sh(home, worked, "dd if=/dev/urandom of=/var/big bs=1M count=200 2>&1; sync")
+    grown = allocated(root)
+    sh(home, worked, "rm /var/big; sync; fstrim /")
+    assert grown - allocated(root) > 150 * MIB
+
+
+def test_an_image_is_locked_while_a_vm_uses_it(home: Home, worked: str) -> None:
+    root = home.state / "images" / "debian" / "root.ext4"
+    assert not root.stat().st_mode & 0o222
+    locked = ["flock", "--exclusive", "--nonblock", str(root), "true"]
+    assert subprocess.run(locked, check=False).returncode == 1
+    for vm in home.json("vm", "list"):
+        if vm["state"] == "running" and vm["name"] != worked:
+            pytest.skip(f"{vm['name']} uses the image as well")
+    home.run("vm", "stop", worked)
+    assert subprocess.run(locked, check=False).returncode == 0
+
+
+def test_what_was_made_in_root_outlasts_power_offs_and_another_image(fresh: Home) -> None:
+    fresh.run("vm", "create", "--name", "a", "--memory", "512M")
+    sh(fresh, "a", "mkdir /root/project; echo mine > /root/project/file; echo gone > /var/marker; sync")
+    fresh.run("vm", "stop", "a")
+    assert "is on its root disk" not in fresh.error("vm", "set", "a", status=2)
+    fresh.run("vm", "set", "a", "--work-disk", "9G")
+    fresh.run("vm", "set", "a", "--image", "debian", "--yes")
+    fresh.run("vm", "start", "a")
+    assert sh(fresh, "a", "cat /root/project/file; ls /var/marker 2>&1 || true").startswith("mine\nls:")
+    assert filesystem_bytes(fresh, "a", "/root") > 8.5 * GIB
+    assert "in use" in fresh.error("vm", "set", "a", "--image", "debian", "--yes", status=4)
+    fresh.run("vm", "restart", "a", "--force")
+    assert sh(fresh, "a", "cat /root/project/file") == "mine\n"
+    fresh.run("vm", "delete", "a", "--yes")
+
+    fresh.run("vm", "create", "--name", "b", "--memory", "512M", "--no-work-disk")
+    assert sh(fresh, "b", "findmnt -no TARGET -T /root") == "/\n"
+    assert fresh.json("vm", "show", "b")["work_disk_bytes"] == 0
+    assert "no work disk" in fresh.error("vm", "set", "b", "--work-disk", "9G", status=4)
+
+
+LOGGER = """
+import os
+a = os.open("/root/log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+b = os.open("/var/log/log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+n = 0
+while True:
+    for fd in a, b:
+        os.write(fd, b"line %d\\n" % n)
+        os.fsync(fd)
+    print(n, flush=True)
+    n += 1
+"""
+
+
+def test_a_guest_that_loses_its_power_loses_nothing_that_it_synced(fresh: Home) -> None:
+    fresh.run("vm", "create", "--name", "a", "--memory", "512M")
+    logging = fresh.start("vm", "exec", "a", "--", "python3", "-c", LOGGER)
+    assert logging.stdout is not None
+    told, begun = -1, time.monotonic()
+    while told < 200 and time.monotonic() - begun < 60:
+        told = int(logging.stdout.readline())
+    qemu_of(engines(fresh)[0]).kill()
+    rest, _ = logging.communicate(timeout=60)
+    told = max([told, *(int(line) for line in rest.split())])
+    assert told > 20
+    psutil.wait_procs(engines(fresh), 20)
+
+    starting = fresh.json("vm", "start", "a")
+    assert starting["state"] == "running"
+    for file in ("/root/log", "/var/log/log"):
+        lines = sh(fresh, "a", f"cat {file}").splitlines()
+        assert lines[: told + 1] == [f"line {n}" for n in range(told + 1)]
+    fresh.run("vm", "stop", "a")
+    assert fresh.json("vm", "check", "a")["ok"]
