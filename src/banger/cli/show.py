@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_vms(vms: Iterable[VmDocument]) -> None:
+    vms = tuple(vms)
     rows = [
         (
             vm["name"],
@@ -35,6 +36,9 @@ def print_vms(vms: Iterable[VmDocument]) -> None:
         print("no VMs yet; `banger vm create` makes one")
         return
     table(("NAME", "STATE", "HEALTH", "IMAGE", "ENGINE", "VCPU", "MEMORY", "DISK", "NAT", "UPTIME"), rows)
+    for vm in vms:
+        if vm["state"] == "paused" and vm["problem"]:
+            print(f"{vm['name']} is paused: {vm['problem']}")
 
 
 def print_vm(vm: VmDocument) -> None:

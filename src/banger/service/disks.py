@@ -158,7 +158,9 @@ class Disks:
             smaller.append("/root")
         for path in smaller:
             async with job.stage(f"grow the filesystem of {path}", deadline_s=GROW_S):
-                await Guest(paths.vsock_socket).grow(path, timeout=GROW_S)
+                # the kernel hears of a larger disk a moment after the engine was told
+                least = disk_size(paths.work_disk) if path == "/root" else 0
+                await Guest(paths.vsock_socket).grow(path, device_bytes=least, timeout=GROW_S)
 
     def of(self, vm: Vm) -> tuple[Disk, ...]:
         """As its engine is told them. Raises `HostRequirement` when the work disk is gone."""

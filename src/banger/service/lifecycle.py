@@ -19,12 +19,11 @@ from banger.guest.protocol import READY_PORT
 from banger.guest.ready import ReadyListener
 from banger.images.catalog import find_image, part_path
 from banger.jobs.operations import Job
-from banger.model.engine import Capabilities
-from banger.model.errors import BangerError, GuestUnreachable, Timeout
-from banger.model.firecracker import PartialDrive
+from banger.model.engine import NO_SPACE, Capabilities
+from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, HostRequirement, Timeout
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.image import Image
-from banger.model.machine import Machine
+from banger.model.machine import Disk, Machine
 from banger.model.vm import Vm, VmState, WantedEngine
 from banger.model.volume import Volume
 from banger.network.user import user_nic
@@ -80,6 +79,10 @@ class Lifecycle:
         """Raises `HostRequirement` when so little is free on the disk that no machine may begin to run."""
         self._admission.check()
 
+    def check_room_to_run_on(self, vm: Vm) -> None:
+        """The same for one that is paused, and more where its engine would not pause it again."""
+        self._admission.check(least=0 if _capabilities(vm).stops_when_full else self._admission.floor)
+
     async def make_disks(self, job: Job, vm: Vm, volume: Volume | None) -> None:
         """Everything that the VM has on disk; the volume, if there is one, becomes its work disk."""
         image = find_image(self._paths, vm.image)
@@ -106,8 +109,7 @@ class Lifecycle:
         if vm.state is VmState.RUNNING:
             async with job.stage("tell the guest", deadline_s=CALL_S):
                 path = "/disks/work" if vm.jailed else str(self._paths.vm(vm.id).work_disk)
-                change = PartialDrive(drive_id="work", path_on_host=path)
-                await EngineApi(self._paths.vm(vm.id).api_socket).call("PATCH", "/drives/work", change)
+                await EngineApi(self._paths.vm(vm.id).api_socket).call(*payload.regrow(Disk(id="work", path=path)))
             await self._disks.grow(job, vm)
         return vm
 
@@ -280,16 +282,19 @@ class Lifecycle:
         if stored is not None and stored.process is not None:
             self._vms.update(msgspec.structs.replace(stored, process=None, started_at=None))
 
-    async def pause(self, job: Job, vm: Vm) -> Vm:
-        """Stop the guest's processors; its memory is kept."""
+    async def pause(self, job: Job, vm: Vm, problem: str = "") -> Vm:
+        """Stop the guest's processors; its memory is kept. `problem`: why, where nobody asked for it."""
         async with job.stage("pause"):
             await self._set_state(vm, "Paused")
         if _capabilities(vm).vsock_pause_hang:
             job.note(f"{vm.engine} {vm.engine_version} has a fault: {PAUSE_FAULT}")
-        return self._became(vm, VmState.PAUSED)
+        return self._became(vm, VmState.PAUSED, problem)
 
     async def resume(self, job: Job, vm: Vm) -> Vm:
-        """Let the guest run on, and see that it can be reached. Raises `GuestUnreachable` when it cannot; it runs."""
+        """Let the guest run on, and see that it can be reached. Raises `GuestUnreachable` when it cannot; it runs.
+
+        Raises `HostRequirement` when it is paused again, as the disk is full.
+        """
         async with job.stage("resume"):
             await self._set_state(vm, "Resumed")
             vm = self._became(vm, VmState.RUNNING)
@@ -297,14 +302,36 @@ class Lifecycle:
             try:
                 await Guest(self._paths.vm(vm.id).vsock_socket).health(timeout=RESUME_S)
             except (GuestUnreachable, Timeout) as error:
+                if await self._is_paused(vm):
+                    raise self._paused_again(vm) from error
                 raise _unreachable_since_pause(vm, error) from error
         return vm
 
-    async def _set_state(self, vm: Vm, state: Literal["Paused", "Resumed"]) -> None:
-        await EngineApi(self._paths.vm(vm.id).api_socket).call("PATCH", "/vm", VmStateDocument(state=state))
+    async def _is_paused(self, vm: Vm) -> bool:
+        try:
+            return (await EngineApi(self._paths.vm(vm.id).api_socket).info()).state == "Paused"
+        except BangerError:
+            return False
 
-    def _became(self, vm: Vm, state: VmState) -> Vm:
-        vm = msgspec.structs.replace(vm, state=state)
+    async def _set_state(self, vm: Vm, state: Literal["Paused", "Resumed"]) -> None:
+        try:
+            await EngineApi(self._paths.vm(vm.id).api_socket).call("PATCH", "/vm", VmStateDocument(state=state))
+        except CommandFailed as error:
+            if NO_SPACE not in error.message:
+                raise
+            raise self._paused_again(vm) from error
+
+    def _paused_again(self, vm: Vm) -> HostRequirement:
+        problem = self._admission.full()
+        self._became(vm, VmState.PAUSED, problem)
+        return HostRequirement(
+            f"{vm.name} was resumed and paused again at once: {problem}",
+            hint="`banger capacity` shows what takes the room; "
+            f"`banger vm stop --force {vm.name}` gives up what the guest could not write",
+        )
+
+    def _became(self, vm: Vm, state: VmState, problem: str = "") -> Vm:
+        vm = msgspec.structs.replace(vm, state=state, problem=problem)
         self._vms.update(vm)
         return vm
 
