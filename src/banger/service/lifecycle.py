@@ -202,6 +202,7 @@ class Lifecycle:
                     await api.call(method, path, body, timeout=30.0)
                 async with job.stage("boot to healthy", deadline_s=self._settings.boot_timeout_s):
                     await self._or_end(vm, self._healthy(vm, ready))
+            await self._or_end(vm, self._disks.grow(job, vm))
             if vm.opencode:
                 await self._or_end(vm, self._opencode.bring_up(job, vm, wait=wait_opencode))
         except (Timeout, GuestUnreachable) as error:
