@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -18,9 +19,10 @@ from banger.guest.channel import Guest
 from banger.guest.protocol import READY_PORT
 from banger.guest.ready import ReadyListener
 from banger.images.catalog import find_image
+from banger.images.locks import ImageLocks, image_in_use
 from banger.jobs.operations import Job
 from banger.model.engine import Capabilities
-from banger.model.errors import BangerError, GuestUnreachable, Timeout
+from banger.model.errors import BangerError, GuestUnreachable, NotFound, Timeout
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.machine import Disk, Machine
 from banger.model.vm import Vm, VmState, WantedEngine
@@ -29,7 +31,8 @@ from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.health import Checks
 from banger.service.opencode import Opencode
-from banger.storage.overlays import create_root_copy, create_root_overlay
+from banger.storage.mapped import attach_root, detach_root
+from banger.storage.overlays import create_root_overlay, create_root_raw
 from banger.store.vms import VmStore
 from banger.system.files import remove_tree
 from banger.system.watch import process_end
@@ -70,6 +73,7 @@ class Lifecycle:
         self._opencode = opencode
         self._checks = checks
         self._admission = admission
+        self._image_locks = ImageLocks()
 
     def check_room(self) -> None:
         """Raises `HostRequirement` when so little is free on the disk that no machine may begin to run."""
@@ -88,7 +92,9 @@ class Lifecycle:
             if engine.capabilities.qcow2:
                 await create_root_overlay(image.root, paths.root_overlay, None)
             else:
-                await create_root_copy(image.root, paths.root_copy, job, self._admission.room)
+                await create_root_raw(
+                    vm.id, image.root, paths.root_copy, paths.root_changes, None, job, self._admission.room
+                )
 
     async def boot(self, job: Job, vm: Vm, *, wait_opencode: bool = True) -> Vm:
         """Start the engine and return once the agent answers, and opencode where it shall run.
@@ -114,7 +120,7 @@ class Lifecycle:
             engine = await self._engine(vm.wanted_engine, needs)
             vm = _on(engine, vm)
             job.undo("end the engine", lambda: self.end_engine(vm))
-            vm, machine = await self._launch(engine, vm)
+            vm, machine = await self._launch(job, engine, vm)
         async with job.stage("configure"):
             api = EngineApi(self._paths.vm(vm.id).api_socket)
             if vm.engine == "firecracker":
@@ -123,22 +129,29 @@ class Lifecycle:
             for method, path, body in payload.configuration(machine):
                 await api.call(method, path, body)
         await self._until_healthy(job, vm, api, wait_opencode=wait_opencode)
+        await detach_root(vm.id)  # the engine has it open, and it goes with the engine
         vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time())
         self._vms.update(vm)
         return vm
 
-    async def _launch(self, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
+    async def _launch(self, job: Job, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
         """The VM with its process, and the machine as its engine must be told it."""
-        paths, machine = self._paths.vm(vm.id), self._machine(vm)
-        if vm.jailed:
-            process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
-        else:
-            process = await launch(engine, machine, paths)
+        paths, image = self._paths.vm(vm.id), self._paths.image(vm.image).root
+        with image_in_use(image) as held:
+            root = paths.root_disk
+            if paths.root_changes.exists():
+                root = await attach_root(vm.id, image, paths.root_changes, vm.disk_bytes, job.note)
+            machine = self._machine(vm, root)
+            if vm.jailed:
+                self._image_locks.acquire(vm.id, image)
+                process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
+            else:
+                process = await launch(engine, machine, paths, inherit=(held,))
         vm = msgspec.structs.replace(vm, process=process)
         self._vms.update(vm)
         return vm, machine
 
-    def _machine(self, vm: Vm) -> Machine:
+    def _machine(self, vm: Vm, root: Path) -> Machine:
         paths = self._paths.vm(vm.id)
         image = self._paths.image(vm.image)
         return Machine(
@@ -149,7 +162,7 @@ class Lifecycle:
             kernel=str(image.kernel),
             initramfs=str(image.initramfs),
             boot_args=find_image(self._paths, vm.image).boot_args,
-            disks=(Disk(id="root", path=str(paths.root_disk), root=True),),
+            disks=(Disk(id="root", path=str(root), root=True),),
             nics=(user_nic(vm.id, nat=vm.nat),) if vm.guest_ip else (),
             vsock_socket=str(paths.vsock_socket),
             backing_files=(str(image.root),),
@@ -242,6 +255,8 @@ class Lifecycle:
         if process is not None:
             await end(process, polite=not vm.jailed)
         await clean_up(paths, jail)
+        await detach_root(vm.id)
+        self._image_locks.release(vm.id)
         if stored is not None and stored.process is not None:
             self._vms.update(msgspec.structs.replace(stored, process=None, started_at=None))
 
@@ -273,13 +288,23 @@ class Lifecycle:
         self._vms.update(vm)
         return vm
 
+    def engine_gone(self, vm_id: str) -> None:
+        """Let go of what was held for an engine that has ended by itself."""
+        self._image_locks.release(vm_id)
+
     async def remove_files(self, vm: Vm) -> None:
         await clean_up(self._paths.vm(vm.id), self._paths.jail(vm.id))
+        await detach_root(vm.id)
         await remove_tree(self._paths.vm(vm.id).state)
 
     async def adopt(self, vm: Vm) -> bool:
         """Whether this VM's recorded engine still runs and serves it."""
-        return vm.process is not None and await adopt(vm.process, vm.id, self._paths.vm(vm.id))
+        if vm.process is None or not await adopt(vm.process, vm.id, self._paths.vm(vm.id)):
+            return False
+        if vm.jailed:
+            with contextlib.suppress(NotFound):  # its root disk may need the image no more
+                self._image_locks.acquire(vm.id, self._paths.image(vm.image).root)
+        return True
 
 
 def _on(engine: Engine, vm: Vm) -> Vm:
