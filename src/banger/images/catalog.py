@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from banger.images.locks import image_alone
 from banger.model.errors import Conflict, Invalid, NotFound
 from banger.model.image import IMAGE_FORMAT, Image, ImagePart
 from banger.model.names import validate_name
@@ -143,10 +144,14 @@ def publish(paths: Paths, image: Image, directory: Path) -> None:
 
 
 async def delete_image(paths: Paths, name: str) -> None:
-    """Take an image off the list at once, then remove its files. The caller knows that nothing uses it."""
-    directory = paths.image(validate_name(name, "image name")).directory
-    if not directory.is_dir():
+    """Take an image off the list at once, then remove its files. Raises `Conflict` while machines run on it.
+
+    The caller knows of those that do not run.
+    """
+    image = paths.image(validate_name(name, "image name"))
+    if not image.directory.is_dir():
         find_image(paths, name)
     doomed = paths.images / f"{TEMPORARY}{secrets.token_hex(6)}"
-    directory.rename(doomed)
+    with image_alone(image.root):
+        image.directory.rename(doomed)
     await remove_tree(doomed)

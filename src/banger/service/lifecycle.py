@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -18,9 +19,10 @@ from banger.guest.channel import Guest
 from banger.guest.protocol import READY_PORT
 from banger.guest.ready import ReadyListener
 from banger.images.catalog import find_image, part_path
+from banger.images.locks import ImageLocks, image_in_use
 from banger.jobs.operations import Job
 from banger.model.engine import NO_SPACE, Capabilities
-from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, HostRequirement, Timeout
+from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, HostRequirement, NotFound, Timeout
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.image import Image
 from banger.model.machine import Disk, Machine
@@ -74,6 +76,7 @@ class Lifecycle:
         self._checks = checks
         self._admission = admission
         self._disks = disks
+        self._image_locks = ImageLocks()
 
     def check_room(self) -> None:
         """Raises `HostRequirement` when so little is free on the disk that no machine may begin to run."""
@@ -152,7 +155,7 @@ class Lifecycle:
             engine = await self._engine(vm.wanted_engine, needs)
             vm = _on(engine, vm)
             job.undo("end the engine", lambda: self.end_engine(vm))
-            vm, machine = await self._launch(engine, vm)
+            vm, machine = await self._launch(job, engine, vm)
         async with job.stage("configure"):
             api = EngineApi(self._paths.vm(vm.id).api_socket)
             if vm.engine == "firecracker":
@@ -161,22 +164,27 @@ class Lifecycle:
             for method, path, body in payload.configuration(machine):
                 await api.call(method, path, body)
         await self._until_healthy(job, vm, api, wait_opencode=wait_opencode)
+        await self._disks.detach_root(vm)  # the engine has it open, and it goes with the engine
         vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time(), keep_work_disk="")
         self._vms.update(vm)
         return vm
 
-    async def _launch(self, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
+    async def _launch(self, job: Job, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
         """The VM with its process, and the machine as its engine must be told it."""
-        paths, machine = self._paths.vm(vm.id), self._machine(vm)
-        if vm.jailed:
-            process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
-        else:
-            process = await launch(engine, machine, paths)
+        paths = self._paths.vm(vm.id)
+        base = part_path(self._paths, find_image(self._paths, vm.image), "root")
+        with image_in_use(base) as held:
+            machine = self._machine(vm, await self._disks.attach_root(job, vm))
+            if vm.jailed:
+                self._image_locks.acquire(vm.id, base)
+                process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
+            else:
+                process = await launch(engine, machine, paths, inherit=(held,))
         vm = msgspec.structs.replace(vm, process=process)
         self._vms.update(vm)
         return vm, machine
 
-    def _machine(self, vm: Vm) -> Machine:
+    def _machine(self, vm: Vm, root: Path) -> Machine:
         paths, image = self._paths, find_image(self._paths, vm.image)
         return Machine(
             id=vm.id,
@@ -186,7 +194,7 @@ class Lifecycle:
             kernel=str(part_path(paths, image, "kernel")),
             initramfs=str(part_path(paths, image, "initramfs")),
             boot_args=image.boot_args,
-            disks=self._disks.of(vm),
+            disks=self._disks.of(vm, root),
             nics=(user_nic(vm.id, nat=vm.nat),) if vm.guest_ip else (),
             vsock_socket=str(paths.vm(vm.id).vsock_socket),
             backing_files=(str(part_path(paths, image, "root")),),
@@ -280,6 +288,8 @@ class Lifecycle:
         if process is not None:
             await end(process, polite=not vm.jailed)
         await clean_up(paths, jail)
+        await self._disks.detach_root(vm)
+        self._image_locks.release(vm.id)
         if stored is not None and stored.process is not None:
             self._vms.update(msgspec.structs.replace(stored, process=None, started_at=None))
 
@@ -336,13 +346,24 @@ class Lifecycle:
         self._vms.update(vm)
         return vm
 
+    def engine_gone(self, vm_id: str) -> None:
+        """Let go of what was held for an engine that has ended by itself."""
+        self._image_locks.release(vm_id)
+
     async def remove_files(self, vm: Vm) -> None:
         await clean_up(self._paths.vm(vm.id), self._paths.jail(vm.id))
+        await self._disks.detach_root(vm)
         await remove_tree(self._paths.vm(vm.id).state)
 
     async def adopt(self, vm: Vm) -> bool:
         """Whether this VM's recorded engine still runs and serves it."""
-        return vm.process is not None and await adopt(vm.process, vm.id, self._paths.vm(vm.id))
+        if vm.process is None or not await adopt(vm.process, vm.id, self._paths.vm(vm.id)):
+            return False
+        if vm.jailed:
+            with contextlib.suppress(NotFound):  # its root disk may need the image no more
+                base = part_path(self._paths, find_image(self._paths, vm.image), "root")
+                self._image_locks.acquire(vm.id, base)
+        return True
 
 
 def _on(engine: Engine, vm: Vm) -> Vm:

@@ -353,6 +353,7 @@ class VmService:
         if vm is None or vm.state not in LIVE:
             return
         self._monitor.forget(vm_id)
+        self._lifecycle.engine_gone(vm_id)
         if status == 0:
             self._set_stopped(vm_id, VmState.STOPPED, "the guest powered off")
         else:

@@ -1,8 +1,29 @@
-"""Advisory locks on files, released by the kernel when their holder ends."""
+"""Advisory locks on files, released by the kernel when their holder ends (flock(2))."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
+
+
+def lock_existing(path: Path, *, shared: bool) -> int | None:
+    """A descriptor of a file that is only read, locked; None when somebody has it locked otherwise. Raises `OSError`.
+
+    The lock is there for as long as this descriptor is open, here or in a process that inherited it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        # whoever had it locked may have put another file there, or none
+        if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class FileLock:
