@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from banger.model.errors import HostRequirement, Invalid
+from banger.storage import copies as disk_copies
 from banger.storage import overlays
 from banger.storage.overlays import create_root_raw
 from banger.system.files import copy_sparse
@@ -173,7 +174,7 @@ def test_cancelling_half_way_leaves_nothing(
 
         copy_sparse(source, target, slowly)
 
-    monkeypatch.setattr(overlays, "copy_sparse", copies)
+    monkeypatch.setattr(disk_copies, "copy_sparse", copies)
 
     async def main() -> None:
         def cancel() -> None:
