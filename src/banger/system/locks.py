@@ -5,6 +5,9 @@ import fcntl
 import os
 from pathlib import Path
 
+from banger.model.errors import Timeout
+from banger.system.process import find_program, kill_group, spawn
+
 
 def lock_existing(path: Path, *, shared: bool) -> int | None:
     """A descriptor of a file that is only read, locked; None when somebody has it locked otherwise. Raises `OSError`.
@@ -34,7 +37,7 @@ class FileLock:
         self._descriptor = -1
 
     def try_acquire(self) -> bool:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._open()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -42,6 +45,29 @@ class FileLock:
             return False
         self._descriptor = descriptor
         return True
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    async def acquire(self, timeout: float) -> None:
+        """Wait until its holder, of whatever process, has released it. Raises `Timeout` after so many seconds."""
+        if self.try_acquire():
+            return
+        descriptor = self._open()
+        try:
+            # a lock belongs to the open file, which we share with flock(1): it waits, and what it gets is ours
+            argv = [find_program("flock", package="util-linux"), "--wait", f"{timeout:g}", str(descriptor)]
+            child = await spawn(argv, pass_fds=(descriptor,))
+            try:
+                status = await child.wait()
+            finally:
+                await kill_group(child)
+            if status != 0:
+                raise Timeout(f"{self._path} has been locked for {timeout:g} s", hint="try again in a moment")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
 
     def write(self, text: str) -> None:
         """Replace the file's content, for people who look: it is not the lock."""
