@@ -7,6 +7,7 @@ import msgspec
 from banger.engine.select import Engine
 from banger.guest.channel import Guest
 from banger.images.catalog import find_image, part_path
+from banger.images.locks import image_in_use
 from banger.images.parts import bring_up_to_date
 from banger.jobs.operations import Job
 from banger.model.errors import Conflict, Invalid, NotFound
@@ -97,11 +98,12 @@ class Disks:
         """
         paths, base = self._paths.vm(vm.id), part_path(self._paths, image, "root")
         async with job.stage("root disk"):
-            if engine.capabilities.qcow2:
-                await create_root_overlay(base, paths.next_root(image.name, ROOT_OVERLAY), vm.disk_bytes)
-            else:
-                copy, changes = (paths.next_root(image.name, name) for name in (ROOT_COPY, ROOT_CHANGES))
-                await create_root_raw(vm.id, base, copy, changes, vm.disk_bytes, job, self._admission.room)
+            with image_in_use(base):
+                if engine.capabilities.qcow2:
+                    await create_root_overlay(base, paths.next_root(image.name, ROOT_OVERLAY), vm.disk_bytes)
+                else:
+                    copy, changes = (paths.next_root(image.name, name) for name in (ROOT_COPY, ROOT_CHANGES))
+                    await create_root_raw(vm.id, base, copy, changes, vm.disk_bytes, job, self._admission.room)
 
     def settle_root(self, vm: Vm) -> None:
         """The root disk that was made for the image in the VM's record takes the place of the one before.
