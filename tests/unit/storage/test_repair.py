@@ -291,7 +291,7 @@ def test_a_copy_asks_for_room_and_tells_how_far_it_is(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_is_refused_leaves_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("banger.storage.repair.clone_file", lambda source, target: False)
+    monkeypatch.setattr("banger.storage.copies.clone_file", lambda source, target: False)
     disk = _disk(tmp_path, {})
     before = digest(disk)
 
