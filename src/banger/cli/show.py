@@ -124,6 +124,11 @@ def print_image(image: Mapping[str, Any]) -> None:
     )
 
 
+def print_verified(found: Mapping[str, Any]) -> None:
+    print(f"the image {found['image']} is sound")
+    table(("PART", "PASSED"), ((role, ", ".join(checks)) for role, checks in found["checked"].items()))
+
+
 def print_operations(operations: Iterable[Operation]) -> None:
     rows = [
         (

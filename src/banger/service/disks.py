@@ -7,15 +7,20 @@ import msgspec
 from banger.engine.select import Engine
 from banger.guest.channel import Guest
 from banger.images.catalog import find_image, part_path
+from banger.images.parts import bring_up_to_date
 from banger.jobs.operations import Job
 from banger.model.errors import Conflict, Invalid, NotFound
 from banger.model.image import WORK_SEED, Image
 from banger.model.machine import Disk
 from banger.model.sizes import show_size
 from banger.model.vm import DEFAULT_WORK_DISK_BYTES, LIVE, Vm, VmSpec
-from banger.paths import NEXT_ROOT, ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
+from banger.model.volume import Volume
+from banger.paths import ROOT_CHANGES, ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
 from banger.service.admission import Admission
-from banger.storage.overlays import create_root_copy, create_root_overlay
+from banger.service.seeds import WorkSeeds
+from banger.storage import volumes
+from banger.storage.mapped import attach_root, detach_root
+from banger.storage.overlays import create_root_overlay, create_root_raw
 from banger.storage.work_disks import create_work_disk, disk_size, enlarge_work_disk
 from banger.system.ext4 import read_superblock
 from banger.system.files import in_thread
@@ -80,9 +85,10 @@ def changed_to(vm: Vm, image: Image, paths: Paths) -> Vm:
 class Disks:
     """The disks of all VMs. Each method is a step of an operation."""
 
-    def __init__(self, paths: Paths, admission: Admission) -> None:
+    def __init__(self, paths: Paths, admission: Admission, seeds: WorkSeeds) -> None:
         self._paths = paths
         self._admission = admission
+        self._seeds = seeds
 
     async def make_root(self, job: Job, vm: Vm, image: Image, engine: Engine) -> None:
         """An overlay, O(1) in the image's size, or what an engine that reads no overlays can have.
@@ -94,13 +100,13 @@ class Disks:
             if engine.capabilities.qcow2:
                 await create_root_overlay(base, paths.next_root(image.name, ROOT_OVERLAY), vm.disk_bytes)
             else:
-                copy = paths.next_root(image.name, ROOT_COPY)
-                await create_root_copy(base, copy, job, self._admission.room)
+                copy, changes = (paths.next_root(image.name, name) for name in (ROOT_COPY, ROOT_CHANGES))
+                await create_root_raw(vm.id, base, copy, changes, vm.disk_bytes, job, self._admission.room)
 
     def settle_root(self, vm: Vm) -> None:
         """The root disk that was made for the image in the VM's record takes the place of the one before.
 
-        Made for another image, it was never committed, and goes. Safe to call at any time that no engine has the disk.
+        Safe to call at any time that no engine has the disk.
         """
         paths = self._paths.vm(vm.id)
         for name in ROOTS:
@@ -110,17 +116,51 @@ class Disks:
                 for other in ROOTS:
                     if other != name:
                         (paths.state / other).unlink(missing_ok=True)
-        for left in paths.state.glob(f"{NEXT_ROOT}*"):
+
+    async def drop_root(self, vm: Vm) -> None:
+        """Remove what was made for the image in this record, and not committed."""
+        for name in ROOTS:
+            self._paths.vm(vm.id).next_root(vm.image, name).unlink(missing_ok=True)
+
+    def settle(self, vm: Vm) -> None:
+        """At the daemon's start, of a VM without an engine: commit or drop what was half-done, and remove leftovers."""
+        self.settle_root(vm)
+        for left in self._paths.vm(vm.id).state.glob(".*"):
             left.unlink()
 
     async def make_work(self, job: Job, vm: Vm, image: Image) -> None:
-        """A clone of the image's seed, for a VM that shall have a work disk."""
+        """A clone of the image's seed, or of one that is made now for an image that has none."""
+        paths = self._paths.vm(vm.id)
+        seed = await self._seeds.seed_for(image, paths.state, job)
+        try:
+            async with job.stage("work disk"):
+                await create_work_disk(seed.path, paths.work_disk, vm.work_disk_bytes, job, self._admission.room)
+        finally:
+            if seed.temporary:
+                seed.path.unlink(missing_ok=True)
+
+    async def fit(self, job: Job, vm: Vm) -> None:
+        """Make everything fit for a boot: an image that mounts the work disk, and a work disk that is sound."""
         if not vm.work_disk_bytes:
             return
-        paths = self._paths.vm(vm.id)
+        await bring_up_to_date(self._paths, find_image(self._paths, vm.image))
+
+    def booted(self, vm: Vm) -> None:
+        """A VM runs: its image is given a newer seed, in the background, where it needs one."""
+        if vm.work_disk_bytes:
+            self._seeds.refresh_later(vm.image)
+
+    async def take_volume(self, job: Job, vm: Vm, volume: Volume) -> None:
+        """Make a volume the work disk; when the operation fails it is the volume again, as it was."""
+        disk = self._paths.vm(vm.id).work_disk
+
+        async def give_back() -> None:
+            if disk.exists():
+                await in_thread(volumes.keep, self._paths, disk, volume)
+
         async with job.stage("work disk"):
-            seed = part_path(self._paths, image, WORK_SEED)
-            await create_work_disk(seed, paths.work_disk, vm.work_disk_bytes, job, self._admission.room)
+            job.undo("make it a volume again", give_back)
+            await in_thread(volumes.take, self._paths, volume.name, disk)
 
     async def enlarge_work(self, job: Job, vm: Vm, size: int) -> None:
         """Give the work disk so many bytes; the guest's kernel grows the filesystem, now or when it runs next."""
@@ -141,11 +181,23 @@ class Disks:
                 least = disk_size(paths.work_disk) if path == "/root" else 0
                 await Guest(paths.vsock_socket).grow(path, device_bytes=least, timeout=GROW_S)
 
-    def of(self, vm: Vm) -> tuple[Disk, ...]:
-        """As its engine is told them. Raises `HostRequirement` when the work disk is gone."""
+    async def attach_root(self, job: Job, vm: Vm) -> Path:
+        """The root disk as an engine that is about to start opens it: the file, or the device that is put together."""
         paths = self._paths.vm(vm.id)
-        disks = [Disk(id="root", path=str(paths.root_disk), root=True)]
+        if not paths.root_changes.exists():
+            return paths.root_disk
+        base = part_path(self._paths, find_image(self._paths, vm.image), "root")
+        return await attach_root(vm.id, base, paths.root_changes, vm.disk_bytes, job.note)
+
+    async def detach_root(self, vm: Vm) -> None:
+        """Take a device apart again, once nobody has it open. Of a file nothing is to be done."""
+        await detach_root(vm.id)
+
+    def of(self, vm: Vm, root: Path) -> tuple[Disk, ...]:
+        """As its engine is told them. Raises `HostRequirement` when the work disk is gone."""
+        disks = [Disk(id="root", path=str(root), root=True)]
         if vm.work_disk_bytes:
-            disk_size(paths.work_disk)
-            disks.append(Disk(id="work", path=str(paths.work_disk)))
+            work = self._paths.vm(vm.id).work_disk
+            disk_size(work)
+            disks.append(Disk(id="work", path=str(work)))
         return tuple(disks)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -18,13 +19,15 @@ from banger.guest.channel import Guest
 from banger.guest.protocol import READY_PORT
 from banger.guest.ready import ReadyListener
 from banger.images.catalog import find_image, part_path
+from banger.images.locks import ImageLocks, image_in_use
 from banger.jobs.operations import Job
 from banger.model.engine import NO_SPACE, Capabilities
-from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, HostRequirement, Timeout
+from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, HostRequirement, NotFound, Timeout
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.image import Image
 from banger.model.machine import Disk, Machine
 from banger.model.vm import Vm, VmState, WantedEngine
+from banger.model.volume import Volume
 from banger.network.user import user_nic
 from banger.paths import Paths
 from banger.service.admission import Admission
@@ -73,6 +76,7 @@ class Lifecycle:
         self._checks = checks
         self._admission = admission
         self._disks = disks
+        self._image_locks = ImageLocks()
 
     def check_room(self) -> None:
         """Raises `HostRequirement` when so little is free on the disk that no machine may begin to run."""
@@ -82,8 +86,8 @@ class Lifecycle:
         """The same for one that is paused, and more where its engine would not pause it again."""
         self._admission.check(least=0 if _capabilities(vm).stops_when_full else self._admission.floor)
 
-    async def make_disks(self, job: Job, vm: Vm) -> None:
-        """Everything that the VM has on disk."""
+    async def make_disks(self, job: Job, vm: Vm, volume: Volume | None) -> None:
+        """Everything that the VM has on disk; the volume, if there is one, becomes its work disk."""
         image = find_image(self._paths, vm.image)
         async with job.stage("choose the engine"):
             engine = await self._engine(vm.wanted_engine, Needs(nat=vm.nat, qcow2=False))
@@ -91,7 +95,10 @@ class Lifecycle:
         self._paths.vm(vm.id).state.mkdir(parents=True, mode=0o700)
         await self._disks.make_root(job, vm, image, engine)
         self._disks.settle_root(vm)
-        await self._disks.make_work(job, vm, image)
+        if volume is not None:
+            await self._disks.take_volume(job, vm, volume)
+        elif vm.work_disk_bytes:
+            await self._disks.make_work(job, vm, image)
 
     def check_growth(self, vm: Vm, size: int) -> None:
         """Raises `Conflict`, `HostRequirement` unless the work disk can become so many bytes large."""
@@ -109,11 +116,16 @@ class Lifecycle:
             await self._disks.grow(job, vm)
         return vm
 
+    def settle_disks(self, vm: Vm) -> None:
+        """See `Disks.settle`."""
+        self._disks.settle(vm)
+
     async def change_image(self, job: Job, vm: Vm, image: Image) -> Vm:
         """A fresh root disk of that image for a VM that does not run. The old one stays until the new one is there."""
         async with job.stage("choose the engine"):
             engine = await self._engine(vm.wanted_engine, Needs(nat=vm.nat, qcow2=False))
         changed = changed_to(vm, image, self._paths)
+        job.undo("remove the new root disk", lambda: self._disks.drop_root(changed))
         await self._disks.make_root(job, changed, image, engine)
         self._vms.update(changed)
         self._disks.settle_root(changed)
@@ -138,12 +150,13 @@ class Lifecycle:
         raise AssertionError("the loop returns or raises")
 
     async def _boot(self, job: Job, vm: Vm, *, wait_opencode: bool) -> Vm:
+        await self._disks.fit(job, vm)
         async with job.stage("engine"):
             needs = Needs(nat=vm.nat, qcow2=self._paths.vm(vm.id).root_overlay.exists())
             engine = await self._engine(vm.wanted_engine, needs)
             vm = _on(engine, vm)
             job.undo("end the engine", lambda: self.end_engine(vm))
-            vm, machine = await self._launch(engine, vm)
+            vm, machine = await self._launch(job, engine, vm)
         async with job.stage("configure"):
             api = EngineApi(self._paths.vm(vm.id).api_socket)
             if vm.engine == "firecracker":
@@ -152,22 +165,28 @@ class Lifecycle:
             for method, path, body in payload.configuration(machine):
                 await api.call(method, path, body)
         await self._until_healthy(job, vm, api, wait_opencode=wait_opencode)
-        vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time())
+        await self._disks.detach_root(vm)  # the engine has it open, and it goes with the engine
+        vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time(), keep_work_disk="")
         self._vms.update(vm)
+        self._disks.booted(vm)
         return vm
 
-    async def _launch(self, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
+    async def _launch(self, job: Job, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
         """The VM with its process, and the machine as its engine must be told it."""
-        paths, machine = self._paths.vm(vm.id), self._machine(vm)
-        if vm.jailed:
-            process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
-        else:
-            process = await launch(engine, machine, paths)
+        paths = self._paths.vm(vm.id)
+        base = part_path(self._paths, find_image(self._paths, vm.image), "root")
+        with image_in_use(base) as held:
+            machine = self._machine(vm, await self._disks.attach_root(job, vm))
+            if vm.jailed:
+                self._image_locks.acquire(vm.id, base)
+                process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
+            else:
+                process = await launch(engine, machine, paths, inherit=(held,))
         vm = msgspec.structs.replace(vm, process=process)
         self._vms.update(vm)
         return vm, machine
 
-    def _machine(self, vm: Vm) -> Machine:
+    def _machine(self, vm: Vm, root: Path) -> Machine:
         paths, image = self._paths, find_image(self._paths, vm.image)
         return Machine(
             id=vm.id,
@@ -177,7 +196,7 @@ class Lifecycle:
             kernel=str(part_path(paths, image, "kernel")),
             initramfs=str(part_path(paths, image, "initramfs")),
             boot_args=image.boot_args,
-            disks=self._disks.of(vm),
+            disks=self._disks.of(vm, root),
             nics=(user_nic(vm.id, nat=vm.nat),) if vm.guest_ip else (),
             vsock_socket=str(paths.vm(vm.id).vsock_socket),
             backing_files=(str(part_path(paths, image, "root")),),
@@ -193,6 +212,7 @@ class Lifecycle:
                     await api.call(method, path, body, timeout=30.0)
                 async with job.stage("boot to healthy", deadline_s=self._settings.boot_timeout_s):
                     await self._or_end(vm, self._healthy(vm, ready))
+            await self._or_end(vm, self._disks.grow(job, vm))
             if vm.opencode:
                 await self._or_end(vm, self._opencode.bring_up(job, vm, wait=wait_opencode))
         except (Timeout, GuestUnreachable) as error:
@@ -270,6 +290,8 @@ class Lifecycle:
         if process is not None:
             await end(process, polite=not vm.jailed)
         await clean_up(paths, jail)
+        await self._disks.detach_root(vm)
+        self._image_locks.release(vm.id)
         if stored is not None and stored.process is not None:
             self._vms.update(msgspec.structs.replace(stored, process=None, started_at=None))
 
@@ -326,13 +348,24 @@ class Lifecycle:
         self._vms.update(vm)
         return vm
 
+    def engine_gone(self, vm_id: str) -> None:
+        """Let go of what was held for an engine that has ended by itself."""
+        self._image_locks.release(vm_id)
+
     async def remove_files(self, vm: Vm) -> None:
         await clean_up(self._paths.vm(vm.id), self._paths.jail(vm.id))
+        await self._disks.detach_root(vm)
         await remove_tree(self._paths.vm(vm.id).state)
 
     async def adopt(self, vm: Vm) -> bool:
         """Whether this VM's recorded engine still runs and serves it."""
-        return vm.process is not None and await adopt(vm.process, vm.id, self._paths.vm(vm.id))
+        if vm.process is None or not await adopt(vm.process, vm.id, self._paths.vm(vm.id)):
+            return False
+        if vm.jailed:
+            with contextlib.suppress(NotFound):  # its root disk may need the image no more
+                base = part_path(self._paths, find_image(self._paths, vm.image), "root")
+                self._image_locks.acquire(vm.id, base)
+        return True
 
 
 def _on(engine: Engine, vm: Vm) -> Vm:
