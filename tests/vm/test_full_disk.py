@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import leaks
+from tests.support.fakes import Fakes, pretend_kvm
 from tests.support.home import Home
 from tests.vm.conftest import track
 from tests.vm.test_lifecycle import engines, wait_for_state
 
 MIB = 1 << 20
-SIZE = 1024 * MIB
+SIZE = 2048 * MIB
 LEFT = 24 * MIB
 PAUSED = "paused: no space left on the host's disk"
 # the checks are too seldom to be what notices
@@ -56,10 +57,10 @@ class Small:
         seen = os.statvfs(self.mount)
         return seen.f_bavail * seen.f_frsize
 
-    def fill(self) -> None:
+    def fill(self, leave: int = LEFT) -> None:
         """Leave less than a guest is about to write."""
         with self.filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, self.free - LEFT)
+            os.posix_fallocate(file.fileno(), 0, self.free - leave)
 
     def write(self, name: str) -> None:
         """Let a guest begin to write, in a session of its own."""
@@ -167,3 +168,21 @@ def test_a_disk_that_fills_while_no_daemon_runs_is_told_by_the_next_one(small: S
     home.run("vm", "resume", "a")
     small.finish()
     assert len(engines(home)) == 1
+
+
+def test_an_engine_that_would_run_into_it_is_paused_before(small: Small) -> None:
+    home = small.home
+    fakes = Fakes(home.root / "bin", jailer=False)
+    home.env["PATH"] = f"{fakes.directory}:{os.environ['PATH']}"
+    said = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    pretend_kvm(home.root / "cache", said.split("version ")[1].split()[0])
+    home.run("vm", "create", "--name", "a", "--memory", "512M", "--engine", "firecracker")
+    small.fill(leave=200 * MIB)
+    wait_for_state(home, "a", "paused")
+    assert "the host's disk is full: " in home.json("vm", "show", "a")["problem"]
+    assert home.json("operation", "list")[0]["kind"] == "vm.pause"
+    assert "256 MiB must stay free" in home.error("vm", "resume", "a", status=5)
+    small.filler.unlink()
+    home.run("vm", "resume", "a")
+    home.run("vm", "exec", "a", "--", "sh", "-c", "dd if=/dev/urandom of=/root/x bs=1M count=8 && sync")
+    assert home.json("vm", "show", "a")["state"] == "running"
