@@ -66,7 +66,7 @@ class Daemon:
             raise Conflict("a daemon is running already", hint="`banger daemon status` shows it")
         try:
             lock.write(f"{os.getpid()}\n")
-            with contextlib.closing(open_database(self._paths.database)) as database:
+            with contextlib.closing(open_database(self._paths.database, spare=True)) as database:
                 self._vms = VmStore(database)
                 self._operations = Operations(OperationStore(database))
                 with _listen(self._paths.daemon_socket) as listener:
