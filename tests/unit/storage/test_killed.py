@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from banger.model.errors import BangerError, Timeout
-from tests.unit.storage.disks import (
+from tests.support.work_disks import (
     KEY,
     Tree,
     digest,
