@@ -1,0 +1,227 @@
+"""kill -9 at any point leaves the old state or the new one: fifty points, each chosen by the number of its test.
+
+No machine is booted: the engine is tests/support/crash_engine.py, all else is real.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from banger.client.api import Client
+from banger.model.errors import Conflict, NotFound
+from banger.model.operation import Operation, OperationState
+from banger.model.vm import VmChange, VmSpec
+from tests.support.crash_daemon import Plan
+from tests.support.crashes import NEW, NEWER, OLD, CrashHome, Outcome
+
+POINTS = int(os.environ.get("BANGER_TEST_CRASH_POINTS", "50"))
+MIDDLE_MS = (0.3, 6.0)  # most programs take five milliseconds
+DELAY_MAX_MS = 400.0
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(os.geteuid() != 0, reason="as root only, like all of this level"),
+    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-utils is not installed"),
+]
+
+
+class Command(NamedTuple):
+    """What is interrupted. `running`: the VM `a` runs before. `sizes` and `images`: what `a` may have afterwards."""
+
+    name: str
+    give: Callable[[Client], Operation]
+    running: bool = False
+    sizes: tuple[int, ...] = (OLD,)
+    images: tuple[str, ...] = ("small",)
+
+
+def _create(client: Client) -> Operation:
+    return client.create_vm(VmSpec(name="b", image="small", vcpu=1, memory_mib=128, work_disk_bytes=NEW))
+
+
+def _grow(client: Client) -> Operation:
+    return client.set_vm("a", VmChange(work_disk_bytes=NEW))
+
+
+def _change_image(client: Client) -> Operation:
+    return client.set_vm("a", VmChange(image="other"))
+
+
+def _change_both(client: Client) -> Operation:
+    return client.set_vm("a", VmChange(work_disk_bytes=NEWER, image="other"))
+
+
+CREATE = Command("create", _create)
+SET_IMAGE = Command("set --image", _change_image, images=("small", "other"))
+COMMANDS = (
+    CREATE,
+    Command("create beside a VM that runs", _create, running=True),
+    CREATE,
+    SET_IMAGE,
+    Command("set --work-disk", _grow, sizes=(OLD, NEW)),
+    Command("set --work-disk, running", _grow, running=True, sizes=(OLD, NEW)),
+    Command("set both", _change_both, sizes=(OLD, NEWER), images=("small", "other")),
+    Command("start", lambda client: client.change_vm("a", "start")),
+    Command("restart --force", lambda client: client.change_vm("a", "restart", force=True), running=True),
+    Command("stop", lambda client: client.change_vm("a", "stop", force=False), running=True),
+    Command("delete", lambda client: client.delete_vm("a")),
+    SET_IMAGE,
+    Command("delete, running", lambda client: client.delete_vm("a"), running=True),
+)
+
+
+class Counts(NamedTuple):
+    """How much there is to interrupt in a command."""
+
+    event: int
+    step: int
+    tool: int
+    request: int
+    milliseconds: float
+
+
+class Point(NamedTuple):
+    """Where it crashes: a plan for the daemon, or the engine's end at a request; `again`: the next daemon as well."""
+
+    command: Command
+    plan: Plan
+    request: int = 0
+    victims: str = ""
+    again: Plan | None = None
+
+
+def choose(number: int, command: Command, counts: Counts) -> Point:
+    random = Random(number)
+    kinds = ["event", "step", "step", "delay"]
+    kinds += ["request"] * 2 if counts.request else []
+    kinds += ["tool"] * 4 if counts.tool else []
+    kind, again = random.choice(kinds), None
+    if random.random() < 0.3:
+        again = Plan(at="step", number=random.randint(1, 20))
+    if kind == "request":
+        # the last request may be one that is made after the operation's end
+        return Point(command, Plan(), random.randint(1, counts.request), random.choice(("engine", "both")), again)
+    if kind == "delay":
+        return Point(
+            command, Plan(at="delay", delay_ms=random.uniform(0, min(DELAY_MAX_MS, counts.milliseconds))), again=again
+        )
+    if kind == "tool":
+        victim = random.choice(("daemon", "tool", "both"))
+        phase = random.choice({"daemon": ("before", "middle", "after", "late")}.get(victim, ("middle", "after")))
+        delay = random.uniform(*MIDDLE_MS)
+        plan = Plan(kind, random.randint(1, counts.tool), phase, victim, delay)
+    else:
+        plan = Plan(kind, random.randint(1, counts.event if kind == "event" else counts.step))
+    return Point(command, plan, again=again)
+
+
+class Scene:
+    """One home for all points."""
+
+    def __init__(self) -> None:
+        self.home = CrashHome()
+        self._counts: dict[str, Counts] = {}
+
+    def counts(self, command: Command) -> Counts:
+        """From a rehearsal, in which nothing crashes and everything must hold as well."""
+        if command.name not in self._counts:
+            self._prepare(command)
+            self._plan(Plan())
+            begun = time.monotonic()
+            self.home.done(lambda: command.give(self.home.client))
+            milliseconds = (time.monotonic() - begun) * 1000
+            self.home.check()
+            counted = json.loads((self.home.notes / "counts").read_text())
+            requests = len(self.home.note("requests"))
+            self._counts[command.name] = Counts(**counted, request=requests, milliseconds=milliseconds)
+        return self._counts[command.name]
+
+    def _prepare(self, command: Command) -> None:
+        self.home.reset()
+        self.home.start_daemon()
+        if command.running:
+            self.home.done(lambda: self.home.client.change_vm("a", "start"))
+            (self.home.notes / "requests").unlink()
+
+    def _plan(self, plan: Plan) -> None:
+        (self.home.notes / "plan").write_bytes(msgspec.json.encode(plan))
+
+    def play(self, point: Point) -> None:
+        self._prepare(point.command)
+        self._plan(point.plan)
+        if point.request:
+            (self.home.notes / "engine").write_text(f"{point.request} {point.victims}")
+        outcome = self.home.give(lambda: point.command.give(self.home.client))
+        for name in ("plan", "engine"):
+            (self.home.notes / name).unlink(missing_ok=True)
+        if not outcome.lost:
+            # the daemon has seen it through, whatever came of it
+            self._check(point.command)
+            self.home.crash_daemon()
+        if not self.home.start_daemon(point.again):
+            self.home.start_daemon()
+        self._check_told(outcome)
+        self._check(point.command)
+        self._finish(point.command)
+
+    def _check_told(self, outcome: Outcome) -> None:
+        if outcome.begun:
+            operation = self.home.client.show_operation(outcome.begun)
+            if outcome.lost:
+                # at the very end, the operation is stored before its last event is told
+                assert operation.state in (OperationState.INTERRUPTED, OperationState.DONE, OperationState.FAILED)
+            if any(line.startswith("daemon at") for line in self.home.note("fired")[:1]) and outcome.lost:
+                assert operation.state is OperationState.INTERRUPTED or "step" not in self.home.note("fired")[0]
+            assert operation.state is OperationState.DONE or operation.error, operation
+
+    def _check(self, command: Command) -> None:
+        """Old or new, and what must not be lost in exactly one place."""
+        found, kept = self.home.check()
+        vms = {vm["name"]: vm for vm in found}
+        deleted = command.name.startswith("delete") and "a" not in vms
+        assert len(kept) == (0 if deleted else 1), kept
+        if not deleted:
+            assert vms["a"]["work_disk_bytes"] in command.sizes
+            assert vms["a"]["image"] in command.images
+
+    def _finish(self, command: Command) -> None:
+        """The same command again succeeds, or says why not; in the end nothing is left."""
+        outcome = self.home.give(lambda: command.give(self.home.client))
+        if outcome.error is not None:
+            assert isinstance(outcome.error, Conflict | NotFound), repr(outcome.error)
+            assert outcome.error.hint
+        else:
+            assert outcome.operation is not None, outcome
+            assert outcome.operation.state is OperationState.DONE, outcome.operation
+        for vm in self.home.check()[0]:
+            self.home.done(lambda name=vm["name"]: self.home.client.delete_vm(name))  # type: ignore[misc]
+        assert self.home.check() == ([], [])
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    scene = Scene()
+    try:
+        yield scene
+    finally:
+        scene.home.close()
+
+
+@pytest.mark.parametrize("number", range(POINTS))
+def test_the_state_is_the_old_or_the_new_one(scene: Scene, number: int) -> None:
+    command = COMMANDS[number % len(COMMANDS)]
+    point = choose(number, command, scene.counts(command))
+    try:
+        scene.play(point)
+    except BaseException:
+        print(f"{point}\nfired: {scene.home.note('fired')}")
+        print(Path(scene.home.notes, "daemon.log").read_text()[-4000:])
+        raise

@@ -1,0 +1,312 @@
+"""A home in which banger is killed at chosen points, and what must hold whenever it has been."""
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from banger.client.api import Client
+from banger.client.transport import DaemonLost, DaemonUnreachable
+from banger.images.catalog import measure_parts, publish, workspace
+from banger.images.work_seed import make_work_seed
+from banger.model.documents import VmDocument
+from banger.model.errors import BangerError
+from banger.model.image import WORK_SEED, Image
+from banger.model.operation import Operation, OperationState
+from banger.model.vm import VmSpec
+from banger.paths import ROOTS, Paths
+from banger.system.ext4 import make_ext4
+from banger.system.host import start_ticks
+from tests.support.crash_daemon import Plan
+from tests.support.crash_engine import needs_replay
+from tests.support.home import Home
+
+ROOT = Path(__file__).parents[2]
+MIB = 1024 * 1024
+SETTINGS = "disk_reserve_mib = 0\nhealth_period_s = 3600.0\nboot_timeout_s = 20.0\nstop_timeout_s = 5.0\n"
+IMAGES = ("small", "other")
+OLD, NEW, NEWER = 80 * MIB, 96 * MIB, 112 * MIB
+KEPT = "/kept"
+CONTENT = b"what a person cannot make again\n" * 128  # a block
+QUIET_S = 10.0
+
+
+def output(*argv: str, input: str | None = None) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, input=input)
+    assert done.returncode == 0, f"{' '.join(argv)}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+async def make_images(paths: Paths) -> None:
+    """Two that differ in nothing but their size; no machine could boot from them."""
+    for number, name in enumerate(IMAGES):
+        async with workspace(paths) as work:
+            out, home = work / "image", work / "root"
+            out.mkdir()
+            (home / ".ssh").mkdir(parents=True)
+            (home / ".ssh/authorized_keys").write_text("ssh-ed25519 AAAA banger\n")
+            (out / "vmlinux").write_bytes(b"kernel")
+            (out / "initramfs.cpio").write_bytes(b"initramfs")
+            await make_ext4(out / "root.ext4", (16 + number) * MIB, label="root", tree=home)
+            await make_work_seed(home, out / "work-seed.ext4")
+            files = {"root": out / "root.ext4", "kernel": out / "vmlinux", "initramfs": out / "initramfs.cpio"}
+            files[WORK_SEED] = out / "work-seed.ext4"
+            image = Image(
+                name=name, distro="debian", release="12", kernel_release="6", boot_args="rootfstype=ext4",
+                parts=measure_parts(out, files), packages=0, created_at="2026-01-01T00:00:00+00:00", origin="test",
+                needs_acpi=True, init_version=2,
+            )  # fmt: skip
+            publish(paths, image, out)
+
+
+def keep_something_in(disk: Path) -> None:
+    """A file whose content is in the journal only, as after the end of a guest's power."""
+    old, new = disk.with_name("old"), disk.with_name("new")
+    old.write_bytes(b"?" * len(CONTENT))
+    new.write_bytes(CONTENT)
+    output("debugfs", "-w", "-R", f"write {old} {KEPT}", str(disk))
+    block = output("debugfs", "-R", f"blocks {KEPT}", str(disk)).strip()
+    output("debugfs", "-w", "-f", "-", str(disk), input=f"jo\njw -b {block} {new}\njc\n")
+    old.unlink()
+    new.unlink()
+
+
+def read_overlay(path: Path) -> tuple[str, int]:
+    """Backing file and virtual size of a qcow2 (QEMU, docs/interop/qcow2.txt)."""
+    with path.open("rb") as file:
+        magic, _, where, length, _, size = struct.unpack(">4sIQIIQ", file.read(32))
+        assert magic == b"QFI\xfb"
+        file.seek(where)
+        return file.read(length).decode(), size
+
+
+class Life:
+    """A process that is not our child, nor perhaps that of anybody who reaps it soon."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+
+    def wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._descriptor, select.POLLIN)
+        assert poller.poll(QUIET_S * 1000), f"process {self.pid} did not end"
+        os.close(self._descriptor)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+        self.wait()
+
+
+class Outcome(NamedTuple):
+    """What the person who gave the command has seen: the operation at its end, or an error, or the daemon's end."""
+
+    operation: Operation | None = None
+    error: BangerError | None = None
+    lost: bool = False
+    begun: str = ""  # the id of the operation that was begun
+
+
+class CrashHome:
+    """A home with two images and the stopped VM `a`, whose work disk holds what must never be lost."""
+
+    def __init__(self) -> None:
+        self.home = Home(settings=SETTINGS)
+        self.paths = Paths(self.home.state, self.home.runtime, self.home.root / "cache")
+        self.client = Client(self.paths, start=False)
+        self.notes = self.home.root / "crash"
+        self._template = self.home.root / "template"
+        self._life: Life | None = None
+        for directory in (self.home.state, self.notes):
+            directory.mkdir(mode=0o700)
+        self._zygote = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.crash_daemon", str(self.notes)],
+            env={**self.home.env, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            asyncio.run(make_images(self.paths))
+            self.start_daemon()
+            spec = VmSpec(name="a", image="small", vcpu=1, memory_mib=128, work_disk_bytes=OLD)
+            self.done(lambda: self.client.create_vm(spec))
+            self.done(lambda: self.client.change_vm("a", "stop", force=True))
+            self.end_daemon()
+            (vm,) = self.paths.vms.iterdir()
+            keep_something_in(vm / "work.ext4")
+            self.home.state.rename(self._template)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._life is not None:
+            self._life.kill()
+        self._life = None
+        self._kill_others()
+        self._zygote.communicate("")
+        shutil.rmtree(self.home.root)
+
+    def reset(self) -> None:
+        """Everything as at the beginning."""
+        if self._life is not None:
+            self._life.kill()
+            self._life = None
+        self._kill_others()
+        for directory in (self.home.state, self.home.runtime, self.notes):
+            shutil.rmtree(directory, ignore_errors=True)
+        self.notes.mkdir()
+        output("cp", "-a", "--sparse=always", str(self._template), str(self.home.state))
+
+    def start_daemon(self, at_start: Plan | None = None) -> bool:
+        """Whether it serves; else it was killed at the planned point."""
+        assert self._zygote.stdin is not None
+        assert self._zygote.stdout is not None
+        self._zygote.stdin.write(json.dumps(msgspec.to_builtins(at_start)) + "\n")
+        self._zygote.stdin.flush()
+        pid, serves = json.loads(self._zygote.stdout.readline())
+        if serves:
+            self._life = Life(pid)
+        assert serves or at_start is not None, (self.notes / "daemon.log").read_text()
+        return bool(serves)
+
+    def end_daemon(self) -> None:
+        assert self._life is not None
+        self.client.stop_daemon()
+        self._life.wait()
+        self._life = None
+
+    def crash_daemon(self) -> None:
+        assert self._life is not None
+        self._life.kill()
+        self._life = None
+
+    def give(self, command: Callable[[], Operation]) -> Outcome:
+        """Give a command as a person does, and follow it to its end."""
+        try:
+            begun = command()
+        except (DaemonLost, DaemonUnreachable):
+            self._ended()
+            return Outcome(lost=True)
+        except BangerError as error:
+            return Outcome(error=error)
+        try:
+            for _ in self.client.follow(begun.id):
+                pass
+            return Outcome(operation=self.client.show_operation(begun.id), begun=begun.id)
+        except (DaemonLost, DaemonUnreachable):
+            self._ended()
+            return Outcome(lost=True, begun=begun.id)
+
+    def _ended(self) -> None:
+        assert self._life is not None
+        self._life.wait()
+        self._life = None
+
+    def done(self, command: Callable[[], Operation]) -> Operation:
+        """Give a command that must succeed."""
+        outcome = self.give(command)
+        operation = outcome.operation
+        assert operation is not None, outcome
+        assert operation.state is OperationState.DONE, operation
+        return operation
+
+    def note(self, name: str) -> list[str]:
+        """The lines of a file in which daemons and engines tell something."""
+        path = self.notes / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def _others(self) -> set[int]:
+        """The processes of this home, but for the daemon and what forks daemons."""
+        ours = {self._zygote.pid, self._life.pid if self._life else 0}
+        found = {int(path.name) for path in Path("/proc").glob("[0-9]*")} - ours
+        return {pid for pid in found if self._is_ours(pid)}
+
+    def _is_ours(self, pid: int) -> bool:
+        needle = os.fsencode(self.home.root)
+        try:
+            told = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return needle in told and start_ticks(pid) is not None
+
+    def _kill_others(self) -> None:
+        for pid in self._others():
+            with contextlib.suppress(ProcessLookupError):
+                Life(pid).kill()
+
+    # what must hold
+
+    def check(self) -> tuple[list[VmDocument], list[Path]]:
+        """Assert that all is whole and nothing left over. The VMs there are, and which disks have what must be kept."""
+        vms = self.client.list_vms()
+        ids = {vm["id"] for vm in vms}
+        for vm in vms:
+            assert vm["state"] in ("running", "stopped", "failed"), vm
+            self._check_vm(vm)
+        self._check_processes({vm["engine_pid"] for vm in vms if vm["state"] == "running"})
+        for directory in (self.paths.vms, self.home.runtime / "vms"):
+            left = {path.name for path in directory.glob("*")} - ids
+            assert not left, f"files of VMs that there are not: {left}"
+        hidden = [path for path in self.home.state.rglob(".*") if path.name != ".lock"]
+        assert not hidden, f"temporary files: {hidden}"
+        assert not self.note("faults"), self.note("faults")
+        running = [found for found in self.client.list_operations() if found.state is OperationState.RUNNING]
+        assert not running, f"operations that nothing works on: {running}"
+        return vms, [disk for disk in self.home.state.glob("v*/*/work.ext4") if self._read_kept(disk)]
+
+    def _check_vm(self, vm: VmDocument) -> None:
+        files = self.paths.vm(vm["id"])
+        roots = [files.state / name for name in ROOTS if (files.state / name).exists()]
+        assert roots == [files.root_overlay], roots
+        shared = ["-U"] if vm["state"] == "running" else []
+        output("qemu-img", "check", "-q", *shared, str(files.root_overlay))
+        base, size = read_overlay(files.root_overlay)
+        assert base == str(self.paths.image(vm["image"]).root)
+        assert size == vm["disk_bytes"]
+        assert files.work_disk.stat().st_size == vm["work_disk_bytes"], vm
+        if vm["state"] == "running":
+            health = self.client.vm_health(vm["name"])
+            assert health.status == "healthy", health
+
+    def _read_kept(self, disk: Path) -> bool:
+        """Whether the disk, which must be whole, has what must not be lost."""
+        with self._replayed(disk) as replayed:
+            output("e2fsck", "-fn", str(replayed))
+            done = subprocess.run(
+                ["debugfs", "-R", f"cat {KEPT}", str(replayed)], capture_output=True, check=True, timeout=60
+            )
+            assert done.stdout in (b"", CONTENT), f"{KEPT} in {disk} is damaged"
+            return bool(done.stdout)
+
+    @contextmanager
+    def _replayed(self, disk: Path) -> Iterator[Path]:
+        """The disk, or a copy whose journal was replayed as a guest's kernel would."""
+        if not needs_replay(str(disk)):
+            yield disk
+            return
+        copy = self.notes / "copy.ext4"
+        output("cp", "--sparse=always", str(disk), str(copy))
+        output("e2fsck", "-y", "-E", "journal_only", str(copy))
+        yield copy
+        copy.unlink()
+
+    def _check_processes(self, expected: set[int | None]) -> None:
+        deadline = time.monotonic() + QUIET_S
+        while left := self._others() - expected:
+            told = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left if start_ticks(pid)]
+            assert time.monotonic() < deadline, f"processes are left: {told}"
+            time.sleep(0.02)
