@@ -25,6 +25,7 @@ from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
+from banger.service.check import CheckService
 from banger.service.disks import Disks
 from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
@@ -34,6 +35,7 @@ from banger.service.opencode import Opencode
 from banger.service.reconcile import Reconciler
 from banger.service.report import Reporter
 from banger.service.vms import EngineChoice, VmService
+from banger.service.volumes import VolumeService
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
@@ -111,9 +113,14 @@ class Daemon:
         await images.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
-        await Reconciler(self._vms, operations, lifecycle, monitor).run()
+        volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
+        check = CheckService(paths, self._vms, operations, admission)
+        await volumes.sweep()  # before VMs are settled: what was being kept of one that goes is a volume then
+        await Reconciler(paths, self._vms, operations, lifecycle, monitor).run()
         services = Services(
             vms=self._vm_service,
+            volumes=volumes,
+            check=check,
             images=images,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),

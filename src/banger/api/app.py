@@ -13,13 +13,14 @@ from banger.api.routes.engines import Engines
 from banger.api.routes.images import Images
 from banger.api.routes.operations import OperationRoutes
 from banger.api.routes.vms import Vms
+from banger.api.routes.volumes import Volumes
 from banger.api.services import Services
 
 
 def create_app(services: Services) -> Litestar:
     """Build the application around services that exist already."""
     return Litestar(
-        route_handlers=[CapacityRoutes, Daemon, Engines, Images, OperationRoutes, Vms],
+        route_handlers=[CapacityRoutes, Daemon, Engines, Images, OperationRoutes, Vms, Volumes],
         dependencies={"services": Provide(lambda: services, sync_to_thread=False, use_cache=True)},
         exception_handlers=HANDLERS,
         logging_config=None,

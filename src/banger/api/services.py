@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.service.capacity import CapacityService
+from banger.service.check import CheckService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
 from banger.service.report import Reporter
 from banger.service.vms import VmService
+from banger.service.volumes import VolumeService
 
 
 @dataclass(frozen=True)
 class Services:
     vms: VmService
+    volumes: VolumeService
+    check: CheckService
     images: ImageService
     engines: EngineService
     capacity: CapacityService

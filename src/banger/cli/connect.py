@@ -1,11 +1,11 @@
-"""What commands share: the client, and the name of a VM."""
+"""What commands share: the client, the name of a VM, and the question before data goes."""
 
 import argparse
 import sys
 
 from banger.cli.parser import Parser
 from banger.client.api import Client
-from banger.model.errors import Invalid
+from banger.model.errors import Cancelled, Invalid
 from banger.paths import default_paths
 
 
@@ -33,6 +33,15 @@ def required_name(arguments: argparse.Namespace) -> str:
     name = name_of(arguments)
     assert name is not None
     return name
+
+
+def confirm(question: str) -> None:
+    """Ask on a terminal; elsewhere `Invalid` names --yes."""
+    if not sys.stdin.isatty():
+        raise Invalid("this destroys data and nobody can be asked", hint="add --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Cancelled("nothing was changed")
 
 
 def name_and_words(arguments: argparse.Namespace, words: list[str]) -> tuple[str, list[str]]:

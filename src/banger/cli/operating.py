@@ -1,11 +1,9 @@
-"""What commands share that begin an operation on a VM: following it, --detach, and asking before data is destroyed."""
+"""What commands share that begin an operation on a VM: following it, and --detach."""
 
 import argparse
-import sys
 
 from banger.cli.connect import client
 from banger.cli.parser import Parser
-from banger.model.errors import Cancelled, Invalid
 
 
 def add_detach(verb: Parser) -> None:
@@ -30,12 +28,3 @@ def run_operation(arguments: argparse.Namespace, operation: object) -> int:
     elif operation.result is not None:
         print_vm(operation.result)
     return 0
-
-
-def confirm(question: str) -> None:
-    """Ask on a terminal; elsewhere `Invalid` names --yes."""
-    if not sys.stdin.isatty():
-        raise Invalid("this destroys data and nobody can be asked", hint="add --yes")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise Cancelled("nothing was changed")

@@ -11,6 +11,7 @@ from banger.model.errors import Invalid
 
 NOUNS = {
     "vm": "virtual machines: create, list, show, start, stop, delete, exec, ssh, cp, forward, ports, health, logs",
+    "volume": "work disks that belong to no VM: list, show, attach, delete",
     "image": "images: bootstrap, list, show",
     "engine": "what runs the machines: list, install, remove",
     "config": "settings: show",

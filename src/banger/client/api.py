@@ -18,7 +18,7 @@ from banger.paths import Paths
 if TYPE_CHECKING:
     from banger.model.capacity import Capacity
     from banger.model.daemon import DaemonStatus
-    from banger.model.documents import VmDocument
+    from banger.model.documents import VmDocument, VolumeDocument
     from banger.model.operation import Event, Operation
     from banger.model.vm import OpencodeAccess, Report, VmChange, VmHealth, VmSpec
 
@@ -79,8 +79,11 @@ class Client:
     def set_vm(self, reference: str, change: VmChange) -> Operation:
         return self._begin("PATCH", _vm(reference), change)
 
-    def delete_vm(self, reference: str) -> Operation:
-        return self._begin("DELETE", _vm(reference))
+    def delete_vm(self, reference: str, *, keep_work_disk: bool = False) -> Operation:
+        return self._begin("DELETE", f"{_vm(reference)}{'?keep_work_disk=true' if keep_work_disk else ''}")
+
+    def check_vm(self, reference: str) -> Operation:
+        return self._begin("POST", f"{_vm(reference)}/check")
 
     def vm_health(self, reference: str, *, wait_s: float = 0.0) -> VmHealth:
         from banger.model.vm import VmHealth
@@ -106,6 +109,21 @@ class Client:
         after = urlsafe_b64encode(seen).decode()
         query = urlencode({"source": source, "follow": "true", "after": after})
         return self._send("GET", f"{_vm(reference)}/logs?{query}")
+
+    # volumes
+    def list_volumes(self) -> list[VolumeDocument]:
+        volumes: list[VolumeDocument] = self._json("GET", "/volumes")
+        return volumes
+
+    def show_volume(self, name: str) -> VolumeDocument:
+        volume: VolumeDocument = self._json("GET", _volume(name))
+        return volume
+
+    def attach_volume(self, name: str, vm: str) -> Operation:
+        return self._begin("POST", f"{_volume(name)}/attach", {"vm": vm})
+
+    def delete_volume(self, name: str) -> Operation:
+        return self._begin("DELETE", _volume(name))
 
     # images
     def list_images(self) -> list[dict[str, Any]]:
@@ -201,6 +219,10 @@ def _misunderstood(error: Exception) -> Internal:
 
 def _vm(reference: str) -> str:
     return f"/vms/{quote(reference, safe='')}"
+
+
+def _volume(name: str) -> str:
+    return f"/volumes/{quote(name, safe='')}"
 
 
 def _operation(reference: str) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -93,16 +93,18 @@ class Operations:
                 details={"operation": holder.id},
             )
 
-    def begin(self, kind: str, target: str, work: Work) -> Operation:
-        """Start an operation and return its record at once. Raises `Busy`."""
+    def begin(self, kind: str, target: str, work: Work, *, also: Sequence[str] = ()) -> Operation:
+        """Start an operation, which holds its target and what `also` names; its record comes at once. Raises `Busy`."""
         if self._closing:
             raise Busy("the daemon is stopping", hint="run the command again in a moment")
-        self.check_free(target)
+        held = (target, *also)
+        for one in held:
+            self.check_free(one)
         operation = Operation(
             id=new_id(), kind=kind, target=target, state=OperationState.RUNNING, created_at=time.time()
         )
         self._store.add(operation)
-        self._holders[target] = operation
+        self._holders.update(dict.fromkeys(held, operation))
         self._wakers[operation.id] = asyncio.Event()
         self._sequence[operation.id] = 0
         job = Job(operation, lambda event, data: self._emit(operation.id, event, data))
@@ -129,7 +131,7 @@ class Operations:
         else:
             result = task.result()
         self._store.finish(operation.id, state, time.time(), result=result, error=error)
-        self._holders.pop(operation.target, None)
+        self._holders = {target: holder for target, holder in self._holders.items() if holder.id != operation.id}
         self._tasks.pop(operation.id, None)
         self._stopping.discard(operation.id)
         self._emit(operation.id, EventKind.END, {"state": state, "error": error})

@@ -46,3 +46,11 @@ class VolumeDocument(TypedDict):
     image: str
     vm: str
     created_at: str
+
+
+class DiskCheck(TypedDict):
+    """What `vm check` found in one disk; `notes` says what is wrong, and what is only to be known."""
+
+    part: str
+    ok: bool
+    notes: list[str]

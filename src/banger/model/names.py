@@ -1,6 +1,7 @@
 """Names and ids: what may be called what."""
 
 import re
+from collections.abc import Collection
 
 from banger.model.errors import Invalid
 
@@ -81,6 +82,15 @@ def validate_name(value: str, what: str = "VM name") -> str:
             hint="use small letters, digits and '-', beginning and ending with a letter or digit, like dev-1",
         )
     return value
+
+
+def numbered_name(name: str, taken: Collection[str]) -> str:
+    """The name, or where it is taken the first free one of NAME-2, NAME-3, and so on; never too long."""
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name[: NAME_MAX - len(str(number)) - 1].rstrip('-')}-{number}"
+    return found
 
 
 def make_up_name() -> str:

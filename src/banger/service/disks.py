@@ -13,8 +13,10 @@ from banger.model.image import WORK_SEED, Image
 from banger.model.machine import Disk
 from banger.model.sizes import show_size
 from banger.model.vm import DEFAULT_WORK_DISK_BYTES, LIVE, Vm, VmSpec
-from banger.paths import NEXT_ROOT, ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
+from banger.model.volume import Volume
+from banger.paths import ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
 from banger.service.admission import Admission
+from banger.storage import volumes
 from banger.storage.overlays import create_root_copy, create_root_overlay
 from banger.storage.work_disks import create_work_disk, disk_size, enlarge_work_disk
 from banger.system.ext4 import read_superblock
@@ -100,7 +102,7 @@ class Disks:
     def settle_root(self, vm: Vm) -> None:
         """The root disk that was made for the image in the VM's record takes the place of the one before.
 
-        Made for another image, it was never committed, and goes. Safe to call at any time that no engine has the disk.
+        Safe to call at any time that no engine has the disk.
         """
         paths = self._paths.vm(vm.id)
         for name in ROOTS:
@@ -110,17 +112,36 @@ class Disks:
                 for other in ROOTS:
                     if other != name:
                         (paths.state / other).unlink(missing_ok=True)
-        for left in paths.state.glob(f"{NEXT_ROOT}*"):
+
+    async def drop_root(self, vm: Vm) -> None:
+        """Remove what was made for the image in this record, and not committed."""
+        for name in ROOTS:
+            self._paths.vm(vm.id).next_root(vm.image, name).unlink(missing_ok=True)
+
+    def settle(self, vm: Vm) -> None:
+        """At the daemon's start, of a VM without an engine: commit or drop what was half-done, and remove leftovers."""
+        self.settle_root(vm)
+        for left in self._paths.vm(vm.id).state.glob(".*"):
             left.unlink()
 
     async def make_work(self, job: Job, vm: Vm, image: Image) -> None:
-        """A clone of the image's seed, for a VM that shall have a work disk."""
-        if not vm.work_disk_bytes:
-            return
+        """A clone of the image's seed."""
         paths = self._paths.vm(vm.id)
         async with job.stage("work disk"):
             seed = part_path(self._paths, image, WORK_SEED)
             await create_work_disk(seed, paths.work_disk, vm.work_disk_bytes, job, self._admission.room)
+
+    async def take_volume(self, job: Job, vm: Vm, volume: Volume) -> None:
+        """Make a volume the work disk; when the operation fails it is the volume again, as it was."""
+        disk = self._paths.vm(vm.id).work_disk
+
+        async def give_back() -> None:
+            if disk.exists():
+                await in_thread(volumes.keep, self._paths, disk, volume)
+
+        async with job.stage("work disk"):
+            job.undo("make it a volume again", give_back)
+            await in_thread(volumes.take, self._paths, volume.name, disk)
 
     async def enlarge_work(self, job: Job, vm: Vm, size: int) -> None:
         """Give the work disk so many bytes; the guest's kernel grows the filesystem, now or when it runs next."""

@@ -26,6 +26,7 @@ from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.image import Image
 from banger.model.machine import Machine
 from banger.model.vm import Vm, VmState, WantedEngine
+from banger.model.volume import Volume
 from banger.network.user import user_nic
 from banger.paths import Paths
 from banger.service.admission import Admission
@@ -79,8 +80,8 @@ class Lifecycle:
         """Raises `HostRequirement` when so little is free on the disk that no machine may begin to run."""
         self._admission.check()
 
-    async def make_disks(self, job: Job, vm: Vm) -> None:
-        """Everything that the VM has on disk."""
+    async def make_disks(self, job: Job, vm: Vm, volume: Volume | None) -> None:
+        """Everything that the VM has on disk; the volume, if there is one, becomes its work disk."""
         image = find_image(self._paths, vm.image)
         async with job.stage("choose the engine"):
             engine = await self._engine(vm.wanted_engine, Needs(nat=vm.nat, qcow2=False))
@@ -88,7 +89,10 @@ class Lifecycle:
         self._paths.vm(vm.id).state.mkdir(parents=True, mode=0o700)
         await self._disks.make_root(job, vm, image, engine)
         self._disks.settle_root(vm)
-        await self._disks.make_work(job, vm, image)
+        if volume is not None:
+            await self._disks.take_volume(job, vm, volume)
+        elif vm.work_disk_bytes:
+            await self._disks.make_work(job, vm, image)
 
     def check_growth(self, vm: Vm, size: int) -> None:
         """Raises `Conflict`, `HostRequirement` unless the work disk can become so many bytes large."""
@@ -107,11 +111,16 @@ class Lifecycle:
             await self._disks.grow(job, vm)
         return vm
 
+    def settle_disks(self, vm: Vm) -> None:
+        """See `Disks.settle`."""
+        self._disks.settle(vm)
+
     async def change_image(self, job: Job, vm: Vm, image: Image) -> Vm:
         """A fresh root disk of that image for a VM that does not run. The old one stays until the new one is there."""
         async with job.stage("choose the engine"):
             engine = await self._engine(vm.wanted_engine, Needs(nat=vm.nat, qcow2=False))
         changed = changed_to(vm, image, self._paths)
+        job.undo("remove the new root disk", lambda: self._disks.drop_root(changed))
         await self._disks.make_root(job, changed, image, engine)
         self._vms.update(changed)
         self._disks.settle_root(changed)
@@ -150,7 +159,7 @@ class Lifecycle:
             for method, path, body in payload.configuration(machine):
                 await api.call(method, path, body)
         await self._until_healthy(job, vm, api, wait_opencode=wait_opencode)
-        vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time())
+        vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time(), keep_work_disk="")
         self._vms.update(vm)
         return vm
 

@@ -14,7 +14,7 @@ from banger.guest.channel import ExecStream as ExecStream
 from banger.guest.channel import Guest
 from banger.images.catalog import find_image
 from banger.jobs.operations import Job, Operations
-from banger.model.documents import VmDocument
+from banger.model.documents import VmDocument, VolumeDocument
 from banger.model.errors import Conflict, Invalid
 from banger.model.guest import ExecRequest
 from banger.model.image import Image
@@ -32,14 +32,18 @@ from banger.model.vm import (
     VmState,
     WantedEngine,
 )
+from banger.model.volume import Volume
 from banger.paths import Paths
 from banger.service.disks import root_size, work_size
 from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.logs import LogFollowers
 from banger.service.opencode import Opencode
-from banger.storage.overlays import allocated_bytes
+from banger.service.volumes import describe, keep_work_disk, volume_for, volume_target
+from banger.storage.volumes import check_movable, find_volume
+from banger.storage.work_disks import disk_size
 from banger.store.vms import VmStore
+from banger.system.files import allocated_bytes
 from banger.system.host import memory_total_bytes
 
 LOG_BYTES_MAX = 4 * MIB
@@ -140,19 +144,30 @@ class VmService:
         """
         spec.check(host_memory_mib=memory_total_bytes() // MIB)
         image = find_image(self._paths, spec.image)
-        vm = self._new(spec, image)
+        volume = self._volume(spec.volume)
+        vm = self._new(spec, image, volume)
         self._operations.check_free(_target(vm))
         self._lifecycle.check_room()
         self._vms.add(vm)
 
         async def work(job: Job) -> VmDocument:
             job.undo("forget the VM", lambda: self._forget(vm))
-            await self._lifecycle.make_disks(job, vm)
+            await self._lifecycle.make_disks(job, vm, volume)
             return await self._boot(job, vm, wait_opencode=spec.wait_opencode)
 
-        return self._operations.begin("vm.create", _target(vm), work)
+        also = (volume_target(volume.name),) if volume else ()
+        return self._operations.begin("vm.create", _target(vm), work, also=also)
 
-    def _new(self, spec: VmSpec, image: Image) -> Vm:
+    def _volume(self, name: str | None) -> Volume | None:
+        """The volume that shall become a work disk. Raises `NotFound`, `Invalid`, `Busy`, `HostRequirement`."""
+        if name is None:
+            return None
+        self._operations.check_free(volume_target(name))
+        volume = find_volume(self._paths, name)
+        check_movable(self._paths, self._paths.volume(name).disk)
+        return volume
+
+    def _new(self, spec: VmSpec, image: Image, volume: Volume | None) -> Vm:
         opencode = image.has_opencode and spec.opencode
         if opencode and spec.memory_mib < OPENCODE_MEMORY_MIB:
             raise _too_little_memory(image, spec.memory_mib, ", or --no-opencode")
@@ -172,7 +187,9 @@ class VmService:
             disk_bytes=root_size(spec, image),
             created_at=time.time(),
             opencode=opencode,
-            work_disk_bytes=work_size(spec, image),
+            work_disk_bytes=disk_size(self._paths.volume(volume.name).disk) if volume else work_size(spec, image),
+            # until it runs: a create that fails, or that the daemon does not survive, gives the volume back
+            keep_work_disk=volume.name if volume else "",
         )
 
     def _free_name(self) -> str:
@@ -297,24 +314,37 @@ class VmService:
         self._vms.update(vm)
         return vm
 
-    def delete(self, reference: str) -> Operation:
-        """Begin `vm.delete`: its engine, files and record go."""
-        vm = self._vms.find(reference)
+    def delete(self, reference: str, *, keep_work_disk: bool = False) -> Operation:
+        """Begin `vm.delete`: its engine, files and record go; its work disk becomes a volume if it shall be kept.
 
-        async def work(job: Job) -> None:
+        Raises `Invalid` when there is no work disk to keep, `HostRequirement` when it cannot be moved.
+        """
+        vm = self._vms.find(reference)
+        self._operations.check_free(_target(vm))
+        volume = volume_for(self._paths, vm, self._vms.all()) if keep_work_disk else ""
+
+        async def work(job: Job) -> VolumeDocument | None:
             # from here on a crash is completed at the next start, never taken back
-            self._vms.update(msgspec.structs.replace(vm, state=VmState.DELETING))
+            doomed = msgspec.structs.replace(vm, state=VmState.DELETING, keep_work_disk=volume)
+            self._vms.update(doomed)
             self._monitor.forget(vm.id)
-            await self.remove(job, vm)
+            return await self.remove(job, doomed)
 
         return self._operations.begin("vm.delete", _target(vm), work)
 
-    async def remove(self, job: Job, vm: Vm) -> None:
+    async def remove(self, job: Job, vm: Vm) -> VolumeDocument | None:
+        """What is kept of it becomes a volume before anything is removed."""
+        kept = None
         async with job.stage("end the engine"):
             await self._lifecycle.end_engine(vm)
+        if vm.keep_work_disk:
+            async with job.stage("keep the work disk"):
+                kept = await keep_work_disk(self._paths, vm)
+                job.note(f"the work disk is the volume {kept.name} now" if kept else "it had been kept before")
         async with job.stage("remove the disks"):
             await self._lifecycle.remove_files(vm)
             self._vms.remove(vm.id)
+        return describe(self._paths, kept) if kept else None
 
     def engine_ended(self, vm_id: str, status: int | None) -> None:
         """The monitor's word that an engine has ended by itself: the guest powered off, or something broke."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import socket
@@ -218,8 +219,8 @@ def descriptors(below: Path) -> list[str]:
 def served(bench: Bench, then: Callable[[Path], Awaitable[None]], tmp_path: Path) -> None:
     """The daemon's API over the bench's service, on a socket."""
 
-    none: Any = None
-    services = Services(bench.service, none, none, none, bench.operations, none, none, none)
+    given: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Services))
+    services = Services(**given | {"vms": bench.service, "operations": bench.operations})
 
     async def main() -> None:
         path = tmp_path / "api"

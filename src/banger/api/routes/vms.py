@@ -21,6 +21,7 @@ from banger.service.vms import ExecStream
 
 Socket = WebSocket[Any, Any, Any]
 Force = Annotated[bool, Parameter(description="Do not wait for the guest")]
+KeepWorkDisk = Annotated[bool, Parameter(description="Its work disk becomes a volume")]
 WaitOpencode = Annotated[bool, Parameter(description="Return only when opencode answers, where it shall run")]
 HEALTH_WAIT_MAX_S = 600
 FIRST_MESSAGE_S = 10.0
@@ -43,8 +44,8 @@ class Vms(Controller):
         return services.vms.show(ref)
 
     @delete("/{ref:str}", status_code=202, summary="Delete a VM and all its data")
-    async def delete_vm(self, ref: str, services: Services) -> Operation:
-        return services.vms.delete(ref)
+    async def delete_vm(self, ref: str, services: Services, keep_work_disk: KeepWorkDisk = False) -> Operation:
+        return services.vms.delete(ref, keep_work_disk=keep_work_disk)
 
     @patch("/{ref:str}", status_code=202, summary="Enlarge a VM's work disk, or give it a root disk of another image")
     async def change_vm(self, ref: str, data: VmChange, services: Services) -> Operation:
@@ -71,6 +72,10 @@ class Vms(Controller):
     @post("/{ref:str}/resume", status_code=202, summary="Let a paused VM run on")
     async def resume_vm(self, ref: str, services: Services) -> Operation:
         return services.vms.resume(ref)
+
+    @post("/{ref:str}/check", status_code=202, summary="Look for damage in a stopped VM's disks, changing nothing")
+    async def check_vm(self, ref: str, services: Services) -> Operation:
+        return services.check.check(ref)
 
     @get("/{ref:str}/health", summary="Check a VM now")
     async def vm_health(

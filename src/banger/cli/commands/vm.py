@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from banger.cli.commands import vm_access, vm_disks
-from banger.cli.connect import add_name, client, name_of, required_name
-from banger.cli.operating import add_detach, confirm, run_operation
+from banger.cli.connect import add_name, client, confirm, name_of, required_name
+from banger.cli.operating import add_detach, run_operation
 from banger.cli.parser import Handler, Parser, Verbs
 from banger.model.errors import Invalid
 
@@ -19,9 +19,9 @@ def register(parser: Parser) -> None:
     verb.add_argument("-q", "--quiet", action="store_true", help="names only")
     add_name(verbs.add("show", show, "show one VM"))
     _register_changes(verbs)
-    vm_disks.register(verbs)
     _register_exec(verbs)
     vm_access.register(verbs)
+    vm_disks.register(verbs)
     verb = verbs.add("health", health, "check a VM now: engine, agent, services")
     add_name(verb)
     verb.add_argument(
@@ -50,6 +50,7 @@ def _register_create(verbs: Verbs) -> None:
     verb.add_argument("--disk", metavar="SIZE", help="the root disk's size (default: the image's)")
     work = verb.add_mutually_exclusive_group()
     work.add_argument("--work-disk", metavar="SIZE", help="the size of the disk that holds /root (default: 8G, sparse)")
+    work.add_argument("--volume", metavar="NAME", help="a volume that becomes the VM's work disk")
     work.add_argument("--no-work-disk", action="store_true", help="keep /root on the root disk")
     verb.add_argument(
         "--nat", action=argparse.BooleanOptionalAction, default=False, help="let the VM reach the internet"
@@ -89,9 +90,16 @@ def _register_changes(verbs: Verbs) -> None:
         verb = verbs.add(name, change(name), text)
         add_name(verb)
         add_detach(verb)
-    verb = verbs.add("delete", delete, "delete VMs and everything on their disks")
+    verb = verbs.add(
+        "delete",
+        delete,
+        "delete VMs and everything on their disks",
+        epilog="With --keep-work-disk, what a VM has at /root becomes a volume of the VM's name, or NAME-2\n"
+        "where that is taken. `banger volume list` shows it, `banger vm create --volume NAME` makes a VM with it.",
+    )
     verb.add_argument("names", nargs="*", metavar="NAME", help="the VMs")
     verb.add_argument("--name", dest="named", action="append", default=[], metavar="NAME", help="the same, as a flag")
+    verb.add_argument("--keep-work-disk", action="store_true", help="their work disks become volumes")
     verb.add_argument("-y", "--yes", action="store_true", help="do not ask")
     add_detach(verb)
 
@@ -135,6 +143,7 @@ def create(arguments: argparse.Namespace) -> int:
         wait_opencode=arguments.wait_opencode,
         disk_bytes=None if arguments.disk is None else parse_size(arguments.disk, "--disk", unit="g"),
         work_disk_bytes=_work_disk(arguments),
+        volume=arguments.volume,
     )
     return run_operation(arguments, client().create_vm(spec))
 
@@ -186,22 +195,26 @@ def change(verb: str) -> Handler:
 
 
 def delete(arguments: argparse.Namespace) -> int:
+    from banger.cli.volumes import deletion_question, volumes_of
+
     names = list(dict.fromkeys([*arguments.names, *arguments.named]))
     if not names:
         raise Invalid("no VM was named", hint="`banger vm list` shows what there is")
     connection = client()
     vms = [connection.show_vm(name) for name in names]
+    kept = volumes_of(vms, connection.list_volumes()) if arguments.keep_work_disk else {}
     if not arguments.yes:
-        confirm("delete " + ", ".join(f"{vm['name']} ({vm['state']})" for vm in vms) + " and everything on disk?")
+        confirm(deletion_question(vms, kept))
     results = []
     for vm in vms:
-        operation = connection.delete_vm(vm["id"])
+        operation = connection.delete_vm(vm["id"], keep_work_disk=arguments.keep_work_disk)
         if not arguments.detach:
             from banger.cli.follow import follow
 
             operation = follow(connection, operation, quiet=arguments.json)
         results.append(operation)
-        print(f"{vm['name']}: {'being deleted' if arguments.detach else 'deleted'}", file=sys.stderr)
+        volume = f"; its work disk is the volume {operation.result['name']}" if operation.result else ""
+        print(f"{vm['name']}: {'being deleted' if arguments.detach else 'deleted'}{volume}", file=sys.stderr)
     if arguments.json:
         from banger.cli.render import print_json
 

@@ -1,0 +1,125 @@
+"""Sizes that are asked for, and what a crash left of a VM's disks."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from banger.config import Settings
+from banger.model.errors import Conflict, HostRequirement, Invalid
+from banger.model.image import Image, ImagePart
+from banger.model.sizes import GIB, MIB
+from banger.model.vm import VmChange, VmSpec
+from banger.paths import Paths
+from banger.service.admission import Admission
+from banger.service.disks import Disks, changed_to, check_growth, root_size, work_size
+from tests.unit.service.pretend import VM_ID, paths_in
+from tests.unit.test_store import make_vm
+
+VM = msgspec.structs.replace(make_vm("a", VM_ID), image="debian", disk_bytes=4 * GIB, work_disk_bytes=GIB)
+
+
+def image(name: str = "debian", root: int = 4 * GIB, seed: int = 64 * MIB, *, opencode: bool = False) -> Image:
+    return Image(
+        name=name,
+        distro="debian",
+        release="12",
+        kernel_release="6",
+        boot_args="",
+        parts={"root": ImagePart("root.ext4", root, ""), "work-seed": ImagePart("work-seed.ext4", seed, "")},
+        packages=0,
+        created_at="",
+        origin="",
+        needs_acpi=True,
+        has_opencode=opencode,
+    )
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    made = paths_in(tmp_path)
+    made.vm(VM_ID).state.mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"), [({}, (4 * GIB, 8 * GIB)), ({"disk_bytes": 6 * GIB, "work_disk_bytes": GIB}, (6 * GIB, GIB))]
+)
+def test_disks_have_the_sizes_that_are_asked_for(asked: dict[str, int], given: tuple[int, int]) -> None:
+    spec = msgspec.convert(asked, VmSpec)
+    spec.check(host_memory_mib=4096)
+    assert (root_size(spec, image()), work_size(spec, image())) == given
+
+
+def test_a_vm_may_do_without_a_work_disk_and_an_images_large_home_makes_it_larger() -> None:
+    assert work_size(VmSpec(work_disk_bytes=0), image()) == 0
+    assert work_size(VmSpec(), image(seed=10 * GIB)) == 10 * GIB
+
+
+def test_disks_that_are_too_small_are_refused_with_the_least_size() -> None:
+    with pytest.raises(Invalid, match="smaller") as refused:
+        root_size(VmSpec(disk_bytes=GIB), image())
+    assert "4096M" in refused.value.hint
+    with pytest.raises(Invalid, match="does not hold") as refused:
+        work_size(VmSpec(work_disk_bytes=GIB), image(seed=2 * GIB))
+    assert "2048M" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"disk_bytes": 1},
+        {"disk_bytes": GIB + 1},
+        {"disk_bytes": 1 << 60},
+        {"work_disk_bytes": MIB},
+        {"work_disk_bytes": GIB, "volume": "v"},
+        {"volume": "../v"},
+    ],
+)
+def test_impossible_disks_are_refused(asked: dict[str, object]) -> None:
+    with pytest.raises(Invalid) as refused:
+        msgspec.convert(asked, VmSpec).check(host_memory_mib=4096)
+    assert refused.value.hint
+
+
+def test_a_change_must_change_something_that_can_be() -> None:
+    for change in (VmChange(), VmChange(image="A"), VmChange(work_disk_bytes=1)):
+        with pytest.raises(Invalid):
+            change.check()
+
+
+def test_a_work_disk_grows_and_never_shrinks(paths: Paths) -> None:
+    disk = paths.vm(VM_ID).work_disk
+    with pytest.raises(HostRequirement, match="missing"):
+        check_growth(VM, 2 * GIB, disk)
+    with disk.open("wb") as file:
+        file.truncate(GIB)
+    check_growth(VM, GIB, disk)
+    check_growth(VM, 2 * GIB, disk)
+    with pytest.raises(Conflict, match="smaller"):
+        check_growth(VM, GIB - MIB, disk)
+    with pytest.raises(Conflict, match="no work disk"):
+        check_growth(msgspec.structs.replace(VM, work_disk_bytes=0), GIB, disk)
+
+
+def test_opencode_follows_the_image_unless_it_was_declined(paths: Paths) -> None:
+    with_it = image("coding", 5 * GIB, opencode=True)
+    changed = changed_to(VM, with_it, paths)
+    assert (changed.image, changed.disk_bytes, changed.opencode) == ("coding", 5 * GIB, True)
+    larger = msgspec.structs.replace(VM, disk_bytes=9 * GIB)
+    assert changed_to(larger, image("small", GIB), paths).disk_bytes == 9 * GIB
+
+
+def test_a_crash_while_the_image_is_changed_leaves_the_old_root_or_the_new_one(paths: Paths) -> None:
+    disks, where = Disks(paths, Admission(paths, Settings())), paths.vm(VM_ID)
+    where.root_copy.write_text("old")
+    where.next_root("other", "root.qcow2").write_text("new")
+    (where.state / ".work.ext4.0123").touch()
+    (where.state / ".check-0123.ext4").touch()
+    disks.settle(VM)
+    assert [path.name for path in where.state.iterdir()] == ["root.ext4"]
+
+    where.next_root("other", "root.qcow2").write_text("new")
+    disks.settle(msgspec.structs.replace(VM, image="other"))
+    assert [path.name for path in where.state.iterdir()] == ["root.qcow2"]
+    assert where.root_disk.read_text() == "new"
