@@ -20,7 +20,7 @@ from banger.model.errors import Conflict, NotFound
 from banger.model.operation import Operation, OperationState
 from banger.model.vm import VmChange, VmSpec
 from tests.support.crash_daemon import Plan
-from tests.support.crashes import NEW, NEWER, OLD, CrashHome, Outcome
+from tests.support.crashes import NEW, NEWER, OLD, A, CrashHome, Outcome, V
 
 POINTS = int(os.environ.get("BANGER_TEST_CRASH_POINTS", "50"))
 MIDDLE_MS = (0.3, 6.0)  # most programs take five milliseconds
@@ -34,17 +34,25 @@ pytestmark = [
 
 
 class Command(NamedTuple):
-    """What is interrupted. `running`: the VM `a` runs before. `sizes` and `images`: what `a` may have afterwards."""
+    """What is interrupted. `running`: the VM `a` runs before. `sizes` and `images`: what `a` may have afterwards.
+
+    `deletes` a VM, and what it says must be kept with it, which may be gone, or neither.
+    """
 
     name: str
     give: Callable[[Client], Operation]
     running: bool = False
     sizes: tuple[int, ...] = (OLD,)
     images: tuple[str, ...] = ("small",)
+    deletes: bytes = b""
 
 
 def _create(client: Client) -> Operation:
     return client.create_vm(VmSpec(name="b", image="small", vcpu=1, memory_mib=128, work_disk_bytes=NEW))
+
+
+def _create_with_volume(client: Client) -> Operation:
+    return client.create_vm(VmSpec(name="b", image="small", vcpu=1, memory_mib=128, volume="v"))
 
 
 def _grow(client: Client) -> Operation:
@@ -61,10 +69,12 @@ def _change_both(client: Client) -> Operation:
 
 CREATE = Command("create", _create)
 SET_IMAGE = Command("set --image", _change_image, images=("small", "other"))
+DELETE = Command("delete", lambda client: client.delete_vm("a"), deletes=A)
+KEEP = Command("delete --keep-work-disk", lambda client: client.delete_vm("a", keep_work_disk=True))
 COMMANDS = (
     CREATE,
     Command("create beside a VM that runs", _create, running=True),
-    CREATE,
+    Command("create --volume", _create_with_volume),
     SET_IMAGE,
     Command("set --work-disk", _grow, sizes=(OLD, NEW)),
     Command("set --work-disk, running", _grow, running=True, sizes=(OLD, NEW)),
@@ -72,9 +82,13 @@ COMMANDS = (
     Command("start", lambda client: client.change_vm("a", "start")),
     Command("restart --force", lambda client: client.change_vm("a", "restart", force=True), running=True),
     Command("stop", lambda client: client.change_vm("a", "stop", force=False), running=True),
-    Command("delete", lambda client: client.delete_vm("a")),
-    SET_IMAGE,
-    Command("delete, running", lambda client: client.delete_vm("a"), running=True),
+    DELETE,
+    DELETE._replace(name="delete, running", running=True),
+    KEEP,
+    KEEP._replace(name="delete --keep-work-disk, running", running=True),
+    Command("volume attach", lambda client: client.attach_volume("v", "c")),
+    Command("volume delete", lambda client: client.delete_volume("v"), deletes=V),
+    Command("check", lambda client: client.check_vm("a")),
 )
 
 
@@ -184,13 +198,17 @@ class Scene:
 
     def _check(self, command: Command) -> None:
         """Old or new, and what must not be lost in exactly one place."""
-        found, kept = self.home.check()
-        vms = {vm["name"]: vm for vm in found}
-        deleted = command.name.startswith("delete") and "a" not in vms
-        assert len(kept) == (0 if deleted else 1), kept
-        if not deleted:
-            assert vms["a"]["work_disk_bytes"] in command.sizes
-            assert vms["a"]["image"] in command.images
+        found = self.home.check()
+        wanted = {A, V} - ({command.deletes} if command.deletes and command.deletes not in found.kept else set())
+        assert sorted(found.kept) == sorted(wanted)
+        assert set(found.volumes) <= {"a", "v"}
+        assert "c" in found.vms
+        if "a" in found.vms:
+            assert found.vms["a"]["work_disk_bytes"] in command.sizes
+            assert found.vms["a"]["image"] in command.images
+            assert "a" not in found.volumes
+        else:
+            assert command.deletes == A or "a" in found.volumes
 
     def _finish(self, command: Command) -> None:
         """The same command again succeeds, or says why not; in the end nothing is left."""
@@ -201,9 +219,12 @@ class Scene:
         else:
             assert outcome.operation is not None, outcome
             assert outcome.operation.state is OperationState.DONE, outcome.operation
-        for vm in self.home.check()[0]:
-            self.home.done(lambda name=vm["name"]: self.home.client.delete_vm(name))  # type: ignore[misc]
-        assert self.home.check() == ([], [])
+        found = self.home.check()
+        for name in found.vms:
+            self.home.done(lambda name=name: self.home.client.delete_vm(name))  # type: ignore[misc]
+        for name in found.volumes:
+            self.home.done(lambda name=name: self.home.client.delete_volume(name))  # type: ignore[misc]
+        assert self.home.check() == ({}, [], [])
 
 
 @pytest.fixture(scope="module")

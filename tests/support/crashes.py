@@ -40,7 +40,8 @@ SETTINGS = "disk_reserve_mib = 0\nhealth_period_s = 3600.0\nboot_timeout_s = 20.
 IMAGES = ("small", "other")
 OLD, NEW, NEWER = 80 * MIB, 96 * MIB, 112 * MIB
 KEPT = "/kept"
-CONTENT = b"what a person cannot make again\n" * 128  # a block
+# a block each
+A, V = (line * 128 for line in (b"what a person cannot make again\n", b"what else cannot be made again.\n"))
 QUIET_S = 10.0
 
 
@@ -72,11 +73,11 @@ async def make_images(paths: Paths) -> None:
             publish(paths, image, out)
 
 
-def keep_something_in(disk: Path) -> None:
+def keep_something_in(disk: Path, content: bytes) -> None:
     """A file whose content is in the journal only, as after the end of a guest's power."""
     old, new = disk.with_name("old"), disk.with_name("new")
-    old.write_bytes(b"?" * len(CONTENT))
-    new.write_bytes(CONTENT)
+    old.write_bytes(b"?" * len(content))
+    new.write_bytes(content)
     output("debugfs", "-w", "-R", f"write {old} {KEPT}", str(disk))
     block = output("debugfs", "-R", f"blocks {KEPT}", str(disk)).strip()
     output("debugfs", "-w", "-f", "-", str(disk), input=f"jo\njw -b {block} {new}\njc\n")
@@ -121,8 +122,18 @@ class Outcome(NamedTuple):
     begun: str = ""  # the id of the operation that was begun
 
 
+class Found(NamedTuple):
+    """What there is: VMs by name, names of volumes, and for each work disk what is in it that must not be lost."""
+
+    vms: dict[str, VmDocument]
+    volumes: list[str]
+    kept: list[bytes]
+
+
 class CrashHome:
-    """A home with two images and the stopped VM `a`, whose work disk holds what must never be lost."""
+    """A home with two images and three things that do not run: the VM `a`, the VM `c` without a work disk, and the
+    volume `v`. What is in the work disk, and in the volume, must never be lost.
+    """
 
     def __init__(self) -> None:
         self.home = Home(settings=SETTINGS)
@@ -141,12 +152,14 @@ class CrashHome:
         try:
             asyncio.run(make_images(self.paths))
             self.start_daemon()
-            spec = VmSpec(name="a", image="small", vcpu=1, memory_mib=128, work_disk_bytes=OLD)
-            self.done(lambda: self.client.create_vm(spec))
-            self.done(lambda: self.client.change_vm("a", "stop", force=True))
+            for name, size in (("a", OLD), ("c", 0), ("v", OLD)):
+                spec = VmSpec(name=name, image="small", vcpu=1, memory_mib=128, work_disk_bytes=size)
+                self.done(lambda spec=spec: self.client.create_vm(spec))  # type: ignore[misc]
+                self.done(lambda name=name: self.client.change_vm(name, "stop", force=True))  # type: ignore[misc]
+            keep_something_in(self.paths.vm(self.client.show_vm("a")["id"]).work_disk, A)
+            self.done(lambda: self.client.delete_vm("v", keep_work_disk=True))
+            keep_something_in(self.paths.volume("v").disk, V)
             self.end_daemon()
-            (vm,) = self.paths.vms.iterdir()
-            keep_something_in(vm / "work.ext4")
             self.home.state.rename(self._template)
         except BaseException:
             self.close()
@@ -250,14 +263,14 @@ class CrashHome:
 
     # what must hold
 
-    def check(self) -> tuple[list[VmDocument], list[Path]]:
-        """Assert that all is whole and nothing left over. The VMs there are, and which disks have what must be kept."""
-        vms = self.client.list_vms()
-        ids = {vm["id"] for vm in vms}
-        for vm in vms:
+    def check(self) -> Found:
+        """Assert that all is whole and nothing left over."""
+        vms = {vm["name"]: vm for vm in self.client.list_vms()}
+        ids = {vm["id"] for vm in vms.values()}
+        for vm in vms.values():
             assert vm["state"] in ("running", "stopped", "failed"), vm
             self._check_vm(vm)
-        self._check_processes({vm["engine_pid"] for vm in vms if vm["state"] == "running"})
+        self._check_processes({vm["engine_pid"] for vm in vms.values() if vm["state"] == "running"})
         for directory in (self.paths.vms, self.home.runtime / "vms"):
             left = {path.name for path in directory.glob("*")} - ids
             assert not left, f"files of VMs that there are not: {left}"
@@ -266,7 +279,10 @@ class CrashHome:
         assert not self.note("faults"), self.note("faults")
         running = [found for found in self.client.list_operations() if found.state is OperationState.RUNNING]
         assert not running, f"operations that nothing works on: {running}"
-        return vms, [disk for disk in self.home.state.glob("v*/*/work.ext4") if self._read_kept(disk)]
+        volumes = [volume["name"] for volume in self.client.list_volumes()]
+        assert sorted(volumes) == sorted(path.name for path in self.paths.volumes.glob("*")), "a damaged volume"
+        kept = [self._read_kept(disk) for disk in self.home.state.glob("v*/*/work.ext4")]
+        return Found(vms, volumes, [content for content in kept if content])
 
     def _check_vm(self, vm: VmDocument) -> None:
         files = self.paths.vm(vm["id"])
@@ -277,20 +293,20 @@ class CrashHome:
         base, size = read_overlay(files.root_overlay)
         assert base == str(self.paths.image(vm["image"]).root)
         assert size == vm["disk_bytes"]
-        assert files.work_disk.stat().st_size == vm["work_disk_bytes"], vm
+        work = files.work_disk
+        assert (work.stat().st_size if work.exists() else 0) == vm["work_disk_bytes"], vm
         if vm["state"] == "running":
             health = self.client.vm_health(vm["name"])
             assert health.status == "healthy", health
 
-    def _read_kept(self, disk: Path) -> bool:
-        """Whether the disk, which must be whole, has what must not be lost."""
+    def _read_kept(self, disk: Path) -> bytes:
+        """What is in the disk, which must be whole, that must not be lost."""
         with self._replayed(disk) as replayed:
             output("e2fsck", "-fn", str(replayed))
-            done = subprocess.run(
-                ["debugfs", "-R", f"cat {KEPT}", str(replayed)], capture_output=True, check=True, timeout=60
-            )
-            assert done.stdout in (b"", CONTENT), f"{KEPT} in {disk} is damaged"
-            return bool(done.stdout)
+            argv = ["debugfs", "-R", f"cat {KEPT}", str(replayed)]
+            done = subprocess.run(argv, capture_output=True, check=True, timeout=60)
+            assert done.stdout in (b"", A, V), f"{KEPT} in {disk} is damaged"
+            return done.stdout
 
     @contextmanager
     def _replayed(self, disk: Path) -> Iterator[Path]:
