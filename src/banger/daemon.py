@@ -32,8 +32,10 @@ from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
 from banger.service.opencode import Opencode
+from banger.service.pressure import Pressure
 from banger.service.reconcile import Reconciler
 from banger.service.report import Reporter
+from banger.service.truth import Truth
 from banger.service.vms import EngineChoice, VmService
 from banger.service.volumes import VolumeService
 from banger.store.db import open_database
@@ -102,11 +104,13 @@ class Daemon:
         paths, settings, operations = self._paths, self._settings, self._operations
         opencode = Opencode(paths, settings)
         checks = Checks(paths, opencode)
-        monitor = Monitor(checks, settings.health_period_s, self._vms.get, self._engine_ended)
+        admission = Admission(paths, settings)
+        truth = Truth(paths, self._vms, operations, admission)
+        pressure = Pressure(admission, truth, self._vms.get, self._pause)
+        monitor = Monitor(checks, settings.health_period_s, self._vms.get, self._engine_ended, truth, pressure)
         bundle = RuntimeBundle(paths, settings)
         await bundle.open()
         choice = EngineChoice(paths, bundle.engine)
-        admission = Admission(paths, settings)
         lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, Disks(paths, admission))
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
@@ -133,6 +137,9 @@ class Daemon:
 
     def _engine_ended(self, vm_id: str, status: int | None) -> None:
         self._vm_service.engine_ended(vm_id, status)
+
+    def _pause(self, vm_id: str, problem: str) -> None:
+        self._vm_service.pause(vm_id, problem)
 
     def _status(self) -> DaemonStatus:
         vms = self._vms.all()

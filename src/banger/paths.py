@@ -160,6 +160,11 @@ class ImagePaths(NamedTuple):
     def work_seed(self) -> Path:
         return self.directory / "work-seed.ext4"
 
+    @property
+    def lock(self) -> Path:
+        """Held while image.json is replaced."""
+        return self.directory / ".lock"
+
 
 class VolumePaths(NamedTuple):
     """A volume's directory."""

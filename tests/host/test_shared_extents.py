@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,33 +17,19 @@ from banger.store.vms import VmStore
 from banger.system.extents import shared_extents
 from banger.system.files import allocated_bytes, clone_file
 from banger.system.filesystems import filesystem_of
+from tests.support.mounted import mounted
 from tests.unit.test_store import make_vm
 
 MIB = 1 << 20
 SLACK = MIB // 2
-MAKERS = {"xfs": ("mkfs.xfs", "-q"), "btrfs": ("mkfs.btrfs", "-q")}
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="mounts are root's")]
 
 
-@pytest.fixture(params=sorted(MAKERS))
+@pytest.fixture(params=["btrfs", "xfs"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A fresh filesystem of that kind."""
-    kind = request.param
-    maker, *options = MAKERS[kind]
-    if shutil.which(maker) is None:
-        pytest.skip(f"{maker} is not installed")
-    image, point = tmp_path / "disk", tmp_path / "place"
-    with image.open("wb") as file:
-        file.truncate(512 * MIB)
-    subprocess.run([maker, *options, str(image)], check=True, capture_output=True)
-    point.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", kind, "-o", "loop", str(image), str(point)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"{kind} cannot be mounted here: {mounted.stderr.strip()}")
-    yield point
-    subprocess.run(["umount", str(point)], check=True)
+    with mounted(request.param, tmp_path, 512) as point:
+        yield point
 
 
 def write(path: Path, at: int, mib: int, mode: str = "r+b") -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_vms(vms: Iterable[VmDocument]) -> None:
+    vms = tuple(vms)
     rows = [
         (
             vm["name"],
@@ -35,6 +36,9 @@ def print_vms(vms: Iterable[VmDocument]) -> None:
         print("no VMs yet; `banger vm create` makes one")
         return
     table(("NAME", "STATE", "HEALTH", "IMAGE", "ENGINE", "VCPU", "MEMORY", "DISK", "NAT", "UPTIME"), rows)
+    for vm in vms:
+        if vm["state"] == "paused" and vm["problem"]:
+            print(f"{vm['name']} is paused: {vm['problem']}")
 
 
 def print_vm(vm: VmDocument) -> None:
@@ -118,6 +122,11 @@ def print_image(image: Mapping[str, Any]) -> None:
         ("PART", "FILE", "SIZE", "SHA256"),
         ((name, part["file"], show_size(part["bytes"]), part["sha256"]) for name, part in image["parts"].items()),
     )
+
+
+def print_verified(found: Mapping[str, Any]) -> None:
+    print(f"the image {found['image']} is sound")
+    table(("PART", "PASSED"), ((role, ", ".join(checks)) for role, checks in found["checked"].items()))
 
 
 def print_operations(operations: Iterable[Operation]) -> None:

@@ -137,6 +137,9 @@ class Client:
     def bootstrap_image(self, spec: dict[str, Any]) -> Operation:
         return self._begin("POST", "/images/bootstrap", spec)
 
+    def verify_image(self, name: str) -> Operation:
+        return self._begin("POST", f"/images/{quote(name, safe='')}/verify")
+
     # engines
     def list_engines(self, *, verify: bool = False) -> list[dict[str, Any]]:
         engines: list[dict[str, Any]] = self._json("GET", f"/engines{'?verify=true' if verify else ''}")

@@ -149,7 +149,8 @@ def check_running(vm: VmDocument) -> None:
         hint = (
             f"banger vm {_NEXT[state]} {vm['name']}" if state in _NEXT else "`banger operation list` shows what goes on"
         )
-        raise Conflict(f"{vm['name']} is {state}, not running", hint=hint)
+        why = f": {problem}" if (problem := vm.get("problem")) else ""
+        raise Conflict(f"{vm['name']} is {state}, not running{why}", hint=hint)
 
 
 def check_handshake(vm: VmDocument, line: bytes) -> None:

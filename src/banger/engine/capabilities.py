@@ -53,6 +53,7 @@ def firecracker_capabilities(version: str) -> Capabilities:
         acpi=number >= ACPI_SINCE,
         power_off=False,
         vsock_pause_hang=first <= number < fixed,
+        stops_when_full=False,
     )
 
 
@@ -72,4 +73,5 @@ def qemu_capabilities(version: str) -> Capabilities:
         acpi=True,
         power_off=True,
         vsock_pause_hang=False,
+        stops_when_full=True,
     )

@@ -6,6 +6,7 @@ in the runtime directory by a symbolic link, as a socket's path may have 107 byt
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -84,22 +85,34 @@ def controllers() -> frozenset[str]:
 
 
 async def furnish(jail: JailPaths, inside: Inside, uid: int, log: Path) -> None:
-    """Make the jail's directories and put the machine's files in: by hard link, or by a mount across filesystems."""
+    """Make the jail's directories and put the machine's files in: by hard link, or by a mount across filesystems.
+
+    Block devices are made anew, with the same number.
+    """
     await dismantle(jail)
     await in_thread(_make_directories, jail, uid)
     for name, source in (*inside.files.items(), ("/run/engine.log", str(log))):
         target = jail.root / name[1:]
         writable = name in inside.writable or source == str(log)
-        try:
-            target.hardlink_to(source)
-        except FileNotFoundError as error:
-            raise NotFound(f"{source} is missing", hint="`banger image list` shows which images are whole") from error
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise
-            await bind_file(Path(source), target, read_only=not writable)
+        await _put(Path(source), target, read_only=not writable)
         if writable:
             os.chown(target, uid, uid)
+
+
+async def _put(source: Path, target: Path, *, read_only: bool) -> None:
+    """Make `source` be `target` as well; a device gets a file of the jail's own, so that the host's keeps its owner."""
+    try:
+        seen = source.stat()
+        if stat.S_ISBLK(seen.st_mode):
+            os.mknod(target, stat.S_IFBLK | 0o600, seen.st_rdev)
+        else:
+            target.hardlink_to(source)
+    except FileNotFoundError as error:
+        raise NotFound(f"{source} is missing", hint="`banger image list` shows which images are whole") from error
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        await bind_file(source, target, read_only=read_only)
 
 
 def _make_directories(jail: JailPaths, uid: int) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,11 @@ def can_jail(engine: Engine) -> bool:
     return engine.jailer is not None and os.geteuid() == 0 and Path(engine.program[0]).resolve().name == JAILED
 
 
-async def launch(engine: Engine, machine: Machine, paths: VmPaths) -> EngineProcess:
-    """Start the engine and return once its API socket is there. Raises `CommandFailed` with its last words."""
+async def launch(engine: Engine, machine: Machine, paths: VmPaths, inherit: Sequence[int] = ()) -> EngineProcess:
+    """Start the engine and return once its API socket is there. Raises `CommandFailed` with its last words.
+
+    Descriptors in `inherit` are open in the engine until it ends, whoever closes them here.
+    """
     _fresh_runtime(paths)
     paths.runtime.mkdir(parents=True, mode=0o700)
     words = ["--api-sock", str(paths.api_socket), "--id", machine.id, *_log_words(str(paths.engine_log))]
@@ -55,7 +58,7 @@ async def launch(engine: Engine, machine: Machine, paths: VmPaths) -> EngineProc
     _rotate_logs(paths)
     keyboard = _open_keyboard(paths.console_input)
     try:
-        child = _spawn([*engine.program, *words], paths, keyboard)
+        child = _spawn([*engine.program, *words], paths, keyboard, inherit)
     finally:
         os.close(keyboard)
     return await _until_api(_identify(child, paths), paths)
@@ -95,9 +98,9 @@ def _rotate_logs(paths: VmPaths) -> None:
             log.replace(previous_log(log))
 
 
-def _spawn(argv: list[str], paths: VmPaths, keyboard: int | None = None) -> Session:
+def _spawn(argv: list[str], paths: VmPaths, keyboard: int | None = None, inherit: Sequence[int] = ()) -> Session:
     with paths.console_log.open("ab") as console, paths.engine_log.open("ab") as log_file:
-        return spawn_session(argv, stdin=keyboard, stdout=console, stderr=log_file)
+        return spawn_session(argv, stdin=keyboard, stdout=console, stderr=log_file, pass_fds=inherit)
 
 
 def _identify(child: Session, paths: VmPaths) -> EngineProcess:
@@ -115,6 +118,7 @@ async def launch_jailed(
 ) -> tuple[EngineProcess, Machine]:
     """Start the engine through its jailer; also the machine as the jailed engine must be told it. Raises as `launch`.
 
+    The jailer closes all descriptors but the first three, so that the engine inherits none.
     The VM's runtime directory is then a symbolic link into the jail.
     """
     view, uid = inside(machine), jail_uid(machine.id)

@@ -10,9 +10,10 @@ from banger.model.firecracker import (
     InstanceActionInfo,
     MachineConfiguration,
     NetworkInterface,
+    PartialDrive,
     Vsock,
 )
-from banger.model.machine import GUEST_CID, Machine
+from banger.model.machine import GUEST_CID, Disk, Machine
 
 Request = tuple[str, str, Document]
 
@@ -85,6 +86,11 @@ def configuration(machine: Machine) -> list[Request]:
     ]
     vsock = Vsock(guest_cid=GUEST_CID, uds_path=machine.vsock_socket)
     return [*requests, ("PUT", "/entropy", EntropyDevice()), ("PUT", "/vsock", vsock)]
+
+
+def regrow(disk: Disk) -> Request:
+    """PATCHed to a running engine after the disk's file has become larger: the guest is told of the new size."""
+    return ("PATCH", f"/drives/{disk.id}", PartialDrive(drive_id=disk.id, path_on_host=disk.path))
 
 
 START: Request = ("PUT", "/actions", InstanceActionInfo(action_type="InstanceStart"))

@@ -18,6 +18,7 @@ from banger.model.errors import BangerError, Conflict, GuestUnreachable, Invalid
 from banger.model.guest import (
     ExecExit,
     ExecRequest,
+    Grown,
     Health,
     Identity,
     IdentityChange,
@@ -30,6 +31,7 @@ from banger.system.http import request as http_request
 
 REQUEST_SECONDS = 10.0
 IDENTITY_SECONDS = 180.0  # new host keys may include an RSA key, on an emulated processor
+GROW_SECONDS = 120.0  # where a disk cannot be told to be zero, the new inode tables are written
 EXEC_SECONDS = 15.0  # from connect to 101
 TUNNEL_SECONDS = 15.0  # from connect to 200, besides the wait
 MAX_OUTPUT = 16 * 1024 * 1024  # of each stream, kept by `run`
@@ -96,6 +98,15 @@ class Guest:
     async def give_opencode_password(self, password: str, *, timeout: float = REQUEST_SECONDS) -> None:
         """`POST /opencode`: hand over the password and start the service. Raises `Unsupported` without the service."""
         await self._request("POST", "/opencode", 202, msgspec.json.encode({"password": password}), timeout=timeout)
+
+    async def grow(self, path: str, *, device_bytes: int = 0, timeout: float = GROW_SECONDS) -> Grown:
+        """`POST /grow`: make the ext4 that is mounted at a path as large as its disk; nothing is done twice.
+
+        A guest is told of a larger disk a moment after the engine was: the agent waits until it has `device_bytes`.
+        Raises `Unsupported` when the agent is too old, or nothing there can be grown.
+        """
+        body = msgspec.json.encode({"path": path, "device_bytes": device_bytes})
+        return _decode(await self._request("POST", "/grow", 200, body, timeout=timeout), Grown)
 
     async def tunnel(
         self, host: str, port: int, wait_s: float = 0.0, *, timeout: float = TUNNEL_SECONDS
@@ -179,8 +190,9 @@ def _refusal(what: str, status: int, body: bytes) -> BangerError:
     if status == 400 and text:
         return Invalid(f"the guest refused the {'command' if what == '/exec' else 'request'}: {text}")
     if status == 404 and text:
+        lacks = " to grow a filesystem" if what == "/grow" else f": it has no {what}"
         return Unsupported(
-            f"the guest's agent is too old: it has no {what}",
+            f"the image's agent is too old{lacks}",
             hint="make its image again: `banger image bootstrap debian --name NEW`",
         )
     if status == 409 and text:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import msgspec
 
+from banger.images.locks import image_alone
 from banger.model.errors import Conflict, Invalid, NotFound
-from banger.model.image import IMAGE_FORMAT, Image, ImagePart
+from banger.model.image import IMAGE_FORMAT, WORK_SEED, Image, ImagePart
 from banger.model.names import validate_name
 from banger.paths import ImagePaths, Paths
-from banger.system.files import in_thread, make_read_only, remove_tree, sha256_of, sync_path
+from banger.system.files import make_read_only, remove_tree, sha256_of, sync_path
 
 MAX_METADATA = 1024 * 1024
 TEMPORARY = ".tmp-"
@@ -49,7 +50,22 @@ def part_path(paths: Paths, image: Image, role: str) -> Path:
 
 
 def _load(where: ImagePaths) -> Image:
-    """Read and check image.json. Raises `Invalid`."""
+    """Read image.json and check that the parts are there. Raises `Invalid`.
+
+    A work seed that is not is left out: another can be made at any time.
+    """
+    image = read_metadata(where)
+    faults = {role: fault for role, part in image.parts.items() if (fault := part_fault(where, part))}
+    if faults.pop(WORK_SEED, ""):
+        kept = {role: part for role, part in image.parts.items() if role != WORK_SEED}
+        image = msgspec.structs.replace(image, parts=kept)
+    for fault in faults.values():
+        raise _broken(where, fault)
+    return image
+
+
+def read_metadata(where: ImagePaths) -> Image:
+    """What image.json says, sound in itself. Raises `Invalid`."""
     try:
         with where.metadata.open("rb") as file:
             image = msgspec.json.decode(file.read(MAX_METADATA), type=Image)
@@ -61,33 +77,24 @@ def _load(where: ImagePaths) -> Image:
         raise _broken(where, f"image.json calls it {image.name!r}")
     if missing := [role for role in REQUIRED_PARTS if role not in image.parts]:
         raise _broken(where, f"image.json has no {missing[0]}")
-    for part in image.parts.values():
-        _check_part(where, part)
     return image
 
 
-def _check_part(where: ImagePaths, part: ImagePart) -> None:
+def part_fault(where: ImagePaths, part: ImagePart) -> str:
+    """What can be seen at once to be wrong with a part's file; empty when nothing is."""
     if part.file in ("", ".", "..") or "/" in part.file or "\0" in part.file:
-        raise _broken(where, f"image.json names a file outside it: {part.file!r}")
+        return f"image.json names a file outside it: {part.file!r}"
     path = where.directory / part.file
     if path.is_symlink() or not path.is_file():
-        raise _broken(where, f"{part.file} is missing")
+        return f"{part.file} is missing"
     if path.stat().st_size != part.bytes:
-        raise _broken(where, f"{part.file} has {path.stat().st_size} bytes instead of {part.bytes}")
+        return f"{part.file} has {path.stat().st_size} bytes instead of {part.bytes}"
+    return ""
 
 
 def _broken(where: ImagePaths, what: str) -> Invalid:
     name = where.directory.name
     return Invalid(f"the image {name} is damaged: {what}", hint=f"remove {where.directory} and make it again")
-
-
-async def verify_image(paths: Paths, name: str) -> Image:
-    """Compare every part with its digest; takes seconds. Raises like `find_image`."""
-    image, where = find_image(paths, name), paths.image(name)
-    for part in image.parts.values():
-        if await in_thread(sha256_of, where.directory / part.file) != part.sha256:
-            raise _broken(where, f"the content of {part.file} has changed")
-    return image
 
 
 @asynccontextmanager
@@ -143,10 +150,14 @@ def publish(paths: Paths, image: Image, directory: Path) -> None:
 
 
 async def delete_image(paths: Paths, name: str) -> None:
-    """Take an image off the list at once, then remove its files. The caller knows that nothing uses it."""
-    directory = paths.image(validate_name(name, "image name")).directory
-    if not directory.is_dir():
+    """Take an image off the list at once, then remove its files. Raises `Conflict` while machines run on it.
+
+    The caller knows of those that do not run.
+    """
+    image = paths.image(validate_name(name, "image name"))
+    if not image.directory.is_dir():
         find_image(paths, name)
     doomed = paths.images / f"{TEMPORARY}{secrets.token_hex(6)}"
-    directory.rename(doomed)
+    with image_alone(image.root):
+        image.directory.rename(doomed)
     await remove_tree(doomed)

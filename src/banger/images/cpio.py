@@ -3,7 +3,7 @@
 import stat
 
 _TRAILER = "TRAILER!!!"
-_BLOCK = 512
+BLOCK = 512
 
 
 class Cpio:
@@ -28,7 +28,7 @@ class Cpio:
     def finish(self) -> bytes:
         """The archive, padded to 512 bytes."""
         self._entry(_TRAILER, 0, b"")
-        self._out += bytes(-len(self._out) % _BLOCK)
+        self._out += bytes(-len(self._out) % BLOCK)
         return bytes(self._out)
 
     def _entry(self, name: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from banger.images.cpio import Cpio
+from banger.images.cpio import BLOCK, Cpio
 from banger.images.kernel import BadKernel, is_static
 from banger.images.modules import Resolved, read_module, resolve
 from banger.model.errors import HostRequirement
@@ -39,10 +39,25 @@ def pack(busybox: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
     archive.character_device("dev/console", 5, 1)
     archive.file("bin/busybox", busybox, 0o755)
     archive.symlink("bin/sh", "busybox")
-    archive.file("init", files("banger.images").joinpath("files/init").read_bytes(), 0o755)
+    _add_init(archive)
     for index, (name, content) in enumerate(modules):
         archive.file(f"modules/{index:02}-{name}.ko", content)
     return archive.finish()
+
+
+def _add_init(archive: Cpio) -> None:
+    archive.file("init", files("banger.images").joinpath("files/init").read_bytes(), 0o755)
+
+
+def renew_init(initramfs: bytes) -> bytes:
+    """An initramfs with another archive behind it, which has this banger's first process.
+
+    The kernel unpacks one archive after the other, and later files replace earlier ones
+    (Documentation/driver-api/early-userspace/buffer-format.rst).
+    """
+    archive = Cpio()
+    _add_init(archive)
+    return initramfs + bytes(-len(initramfs) % BLOCK) + archive.finish()
 
 
 def build_initramfs(modules_directory: Path) -> tuple[bytes, Resolved]:

@@ -5,7 +5,9 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from banger.images.homes import Room, copied_home, put_key
 from banger.model.home import HOME_MODE, SHELL_FILES, WORK_LABEL
+from banger.model.keys import PublicKey
 from banger.system.ext4 import GROWABLE, make_ext4
 from banger.system.files import in_thread, write_new
 from banger.system.process import failure, find_program, run
@@ -36,6 +38,15 @@ async def make_work_seed(home: Path, target: Path) -> None:
     measured = await in_thread(measure, home)
     await make_ext4(target, measured.seed_bytes, label=WORK_LABEL, tree=home, options=GROWABLE)
     await _give_to_root(target, measured.inodes)
+
+
+async def remake_work_seed(
+    filesystem: Path, inside: str, target: Path, room: Room, *, key: PublicKey, old: str
+) -> None:
+    """Create `target` from the home that is `inside` a filesystem, letting `key` in. See `copied_home`, `put_key`."""
+    async with copied_home(filesystem, inside, target.parent, room) as home:
+        await in_thread(put_key, home, key, old)
+        await make_work_seed(home, target)
 
 
 def measure(home: Path) -> Measured:

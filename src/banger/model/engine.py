@@ -7,6 +7,10 @@ import msgspec
 from banger.model.errors import Invalid
 
 RECORD_FORMAT = 1
+# in banger-vmm's log: PAUSED and why, for a guest that nobody paused; and that it runs on
+PAUSED = "paused: "
+NO_SPACE = "no space left on the host's disk"
+RESUMED = "resumed"
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +24,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     acpi              it describes virtio devices by ACPI, so kernels of distributions find them
     power_off         a guest that powers off ends it; else only one that reboots does
     vsock_pause_hang  after a bare pause and resume, new vsock connections from the host can hang for ever
+    stops_when_full   it pauses a guest whose write finds the host's disk full; else the guest has an I/O error
     """
 
     api_version: str
@@ -30,6 +35,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     acpi: bool
     power_off: bool
     vsock_pause_hang: bool
+    stops_when_full: bool
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -144,6 +144,13 @@ class IdentityChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     host_keys: Literal["new"] | None = None
 
 
+class Grown(msgspec.Struct, frozen=True):
+    """The answer of `POST /grow`: bytes of the filesystem now, and whether it had less before."""
+
+    bytes: Count
+    grown: bool
+
+
 class ExecRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """`POST /exec`. None: the agent's default (its own user, that user's home, no deadline)."""
 

@@ -48,6 +48,17 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     format: int = IMAGE_FORMAT
 
 
+class Verified(msgspec.Struct, frozen=True):
+    """What was found of a sound image: the checks that each part has passed, by role; the key that its seed lets in.
+
+    Checks: sha256; filesystem, for those that are one; key, for the work seed.
+    """
+
+    image: str
+    checked: dict[str, list[str]]
+    seed_key: str
+
+
 class BootstrapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of `POST /images/bootstrap`; `mirror` None means the packages' source that this host uses.
 

@@ -30,3 +30,16 @@ def fingerprint(line: str) -> str:
                 continue
             return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
     return ""
+
+
+def exchange(text: str, key: PublicKey, old: str) -> str:
+    """An authorized_keys file with this key in place of the one whose fingerprint is `old`; other entries stay.
+
+    Where no entry has that fingerprint, those go whose comment says that banger made them.
+    """
+    entries = [line for line in text.splitlines() if line.strip()]
+    if old and any(fingerprint(line) == old for line in entries):
+        kept = [line for line in entries if fingerprint(line) != old]
+    else:
+        kept = [line for line in entries if not (fingerprint(line) and line.split()[-1] == COMMENT)]
+    return "".join(f"{line}\n" for line in (key.line, *(line for line in kept if fingerprint(line) != key.fingerprint)))

@@ -20,6 +20,8 @@ USER_NETWORK = "user,id={id},ipv6=off,net=10.0.2.0/24,restrict={restrict}"
 BOOT_TIMER_PORT = 0x3F0
 BOOT_DONE = 123
 BALLOON = "balloon"
+# The guest may give blocks back; a write that finds the host's disk full pauses it, other errors are told to it
+DISK = "discard=on,write-zeroes=on,werror=enospc,rerror=report"
 
 
 class Wiring(NamedTuple):
@@ -121,7 +123,7 @@ def _drives(config: Configuration, handles: Handles) -> Iterator[str]:
         name = f"disk{number}"
         yield from ("-blockdev", json.dumps(block_node(name, drive, layers, [layer.fd for layer in layers])))
         device = drive_device(drive.drive_id)
-        yield from ("-device", f"virtio-blk-pci,drive={name},id={device},serial={drive.drive_id[:20]}")
+        yield from ("-device", f"virtio-blk-pci,drive={name},id={device},serial={drive.drive_id[:20]},{DISK}")
 
 
 def _nic(nic: NetworkInterface, handles: Handles) -> Iterator[str]:

@@ -52,6 +52,10 @@ class Live:
         self._nodes: dict[str, str] = {}
         self._layers: dict[str, list[Layer]] = {}
         self._fdsets: dict[str, list[int]] = {}
+        qmp.drive_of = self._drive_of
+
+    def _drive_of(self, node: str) -> str:
+        return next((drive for drive, its_node in self._nodes.items() if its_node == node), node)
 
     async def begin(self, drives: list[Drive], layers: dict[str, list[Layer]], balloon: Balloon | None) -> None:
         """Before the guest's first instruction: what the command line cannot say.

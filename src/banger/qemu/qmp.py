@@ -4,46 +4,84 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any
 
-from qemu.qmp import EventListener, ExecInterruptedError, Message, QMPClient, QMPError
+from qemu.qmp import ExecInterruptedError, Message, QMPClient, QMPError
 
+from banger.model.engine import NO_SPACE, PAUSED, RESUMED
 from banger.model.errors import CommandFailed
 
 DEADLINE_S = 10.0
 QUIT_DEADLINE_S = 3.0
-_EVENTS = ("STOP", "RESUME", "BLOCK_IO_ERROR")
+# A write that found the disk full is tried again as soon as the guest runs on
+AGAIN_S = 1.0
+LOGGED_ERRORS = 100
 log = logging.getLogger("banger-vmm")
 
 
 class Qmp:
-    """One QEMU's monitor. `running` follows the guest, also when QEMU itself pauses it, as on a full disk."""
+    """One QEMU's monitor.
+
+    `running` follows the guest, also when QEMU itself pauses it; `stopped_by` says why then, and is empty when QEMU
+    was asked to, or the guest runs. `drive_of` tells the drive's id from the name of its block node.
+    """
 
     def __init__(self, name: str) -> None:
         self._client = QMPClient(name)
-        self._following: asyncio.Task[None] | None = None
+        # a filter hears each event as it comes, before the answer to what caused it, and lets none be kept
+        self._client.events.event_filter = self._hear
+        self._stopped = asyncio.Event()
+        self._errors = 0
         self.running = False
+        self.stopped_by = ""
+        self.drive_of: Callable[[str], str] = str
 
     async def connect(self, sock: socket.socket) -> None:
         """Return once QEMU has made its devices and answers. Raises `QMPError`, `OSError`."""
         await self._client.connect(sock)
-        listener = EventListener(_EVENTS)
-        self._client.register_listener(listener)
-        self._following = asyncio.create_task(self._follow(listener))
 
-    async def _follow(self, listener: EventListener) -> None:
-        async for event in listener:
-            if event["event"] == "BLOCK_IO_ERROR":
-                self._io_error(event)
-            else:
-                self.running = event["event"] == "RESUME"
+    def _hear(self, event: Message) -> bool:
+        if event["event"] == "BLOCK_IO_ERROR":
+            self._io_error(event.get("data"))
+        elif event["event"] == "RESUME":
+            if self.stopped_by:
+                log.info(RESUMED)
+            self.running, self.stopped_by = True, ""
+            self._stopped.clear()
+        elif event["event"] == "STOP":
+            self.running = False
+            self._stopped.set()
+            self._tell()
+        return False
 
-    @staticmethod
-    def _io_error(event: Message) -> None:
-        data = event["data"]
+    def _io_error(self, data: object) -> None:
+        """QEMU tells of each request that failed, and then that it has paused the guest, if it does that."""
         assert isinstance(data, dict)
-        pause = "; the guest is paused until PATCH /vm resumes it" if data.get("action") == "stop" else ""
-        log.error("a drive's %s failed: %s%s", data.get("operation"), data.get("reason"), pause)
+        drive, verb = self.drive_of(str(data.get("node-name", ""))), data.get("operation")
+        if data.get("action") != "stop":
+            self._errors += 1
+            if self._errors <= LOGGED_ERRORS:
+                log.error("drive %s: a %s failed: %s; the guest was told", drive, verb, data.get("reason"))
+        elif not self.stopped_by:
+            why = NO_SPACE if data.get("nospace") else f"a {verb} failed ({data.get('reason')})"
+            self.stopped_by = f"{why} for drive {drive}"
+            if not self.running:
+                self._tell()
+
+    def _tell(self) -> None:
+        if self.stopped_by:
+            log.warning("%s%s", PAUSED, self.stopped_by)
+
+    async def resume(self) -> None:
+        """Let the guest run. Raises `CommandFailed`: also when QEMU, which had paused it, does so again at once."""
+        before = self.stopped_by
+        await self.execute("cont")
+        if before:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S):
+                    await self._stopped.wait()
+                raise CommandFailed(f"the guest was resumed and paused again at once: {self.stopped_by}")
 
     async def execute(self, name: str, **arguments: object) -> Any:
         """Run a command, `_` standing for `-` in names; its result. Raises `CommandFailed`."""
@@ -74,8 +112,5 @@ class Qmp:
 
     async def close(self) -> None:
         """Idempotent."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
         with contextlib.suppress(QMPError, EOFError, OSError):
             await self._client.disconnect()

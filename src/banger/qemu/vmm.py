@@ -226,11 +226,10 @@ class Vmm:
 
     async def pause(self) -> None:
         await self.qmp.execute("stop")
-        self.qmp.running = False
 
     async def resume(self) -> None:
-        await self.qmp.execute("cont")
-        self.qmp.running = True
+        """Raises `CommandFailed`, also when a disk that was full still is."""
+        await self.qmp.resume()
 
     async def ctrl_alt_del(self) -> None:
         keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]

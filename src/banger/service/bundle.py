@@ -89,6 +89,10 @@ class RuntimeBundle:
             await in_thread(self._note_key)
             return read_public(public_half(key))
 
+    def fingerprint(self) -> str:
+        """Of the key that guests let in, as last seen; empty before the first."""
+        return self._record.ssh_fingerprint or ""
+
     async def public_key(self) -> str:
         """The line of `key`."""
         return (await self.key()).line

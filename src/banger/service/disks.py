@@ -14,10 +14,11 @@ from banger.model.machine import Disk
 from banger.model.sizes import show_size
 from banger.model.vm import DEFAULT_WORK_DISK_BYTES, LIVE, Vm, VmSpec
 from banger.model.volume import Volume
-from banger.paths import ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
+from banger.paths import ROOT_CHANGES, ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
 from banger.service.admission import Admission
 from banger.storage import volumes
-from banger.storage.overlays import create_root_copy, create_root_overlay
+from banger.storage.mapped import attach_root, detach_root
+from banger.storage.overlays import create_root_overlay, create_root_raw
 from banger.storage.work_disks import create_work_disk, disk_size, enlarge_work_disk
 from banger.system.ext4 import read_superblock
 from banger.system.files import in_thread
@@ -96,8 +97,8 @@ class Disks:
             if engine.capabilities.qcow2:
                 await create_root_overlay(base, paths.next_root(image.name, ROOT_OVERLAY), vm.disk_bytes)
             else:
-                copy = paths.next_root(image.name, ROOT_COPY)
-                await create_root_copy(base, copy, job, self._admission.room)
+                copy, changes = (paths.next_root(image.name, name) for name in (ROOT_COPY, ROOT_CHANGES))
+                await create_root_raw(vm.id, base, copy, changes, vm.disk_bytes, job, self._admission.room)
 
     def settle_root(self, vm: Vm) -> None:
         """The root disk that was made for the image in the VM's record takes the place of the one before.
@@ -158,13 +159,27 @@ class Disks:
             smaller.append("/root")
         for path in smaller:
             async with job.stage(f"grow the filesystem of {path}", deadline_s=GROW_S):
-                await Guest(paths.vsock_socket).grow(path, timeout=GROW_S)
+                # the kernel hears of a larger disk a moment after the engine was told
+                least = disk_size(paths.work_disk) if path == "/root" else 0
+                await Guest(paths.vsock_socket).grow(path, device_bytes=least, timeout=GROW_S)
 
-    def of(self, vm: Vm) -> tuple[Disk, ...]:
-        """As its engine is told them. Raises `HostRequirement` when the work disk is gone."""
+    async def attach_root(self, job: Job, vm: Vm) -> Path:
+        """The root disk as an engine that is about to start opens it: the file, or the device that is put together."""
         paths = self._paths.vm(vm.id)
-        disks = [Disk(id="root", path=str(paths.root_disk), root=True)]
+        if not paths.root_changes.exists():
+            return paths.root_disk
+        base = part_path(self._paths, find_image(self._paths, vm.image), "root")
+        return await attach_root(vm.id, base, paths.root_changes, vm.disk_bytes, job.note)
+
+    async def detach_root(self, vm: Vm) -> None:
+        """Take a device apart again, once nobody has it open. Of a file nothing is to be done."""
+        await detach_root(vm.id)
+
+    def of(self, vm: Vm, root: Path) -> tuple[Disk, ...]:
+        """As its engine is told them. Raises `HostRequirement` when the work disk is gone."""
+        disks = [Disk(id="root", path=str(root), root=True)]
         if vm.work_disk_bytes:
-            disk_size(paths.work_disk)
-            disks.append(Disk(id="work", path=str(paths.work_disk)))
+            work = self._paths.vm(vm.id).work_disk
+            disk_size(work)
+            disks.append(Disk(id="work", path=str(work)))
         return tuple(disks)

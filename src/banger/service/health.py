@@ -14,6 +14,8 @@ from banger.model.errors import BangerError
 from banger.model.vm import LIVE, OPENCODE_PORT, Check, Vm, VmHealth, VmState
 from banger.paths import Paths
 from banger.service.opencode import Opencode
+from banger.service.pressure import Pressure
+from banger.service.truth import Truth
 from banger.system.watch import process_end
 
 CHECK_TIMEOUT_S = 5.0
@@ -54,6 +56,9 @@ class Checks:
             info = await EngineApi(self._paths.vm(vm.id).api_socket).info()
         except BangerError as error:
             return Check(name="engine-api", ok=False, detail=error.message, hint=f"banger vm restart {vm.name}")
+        if vm.state is VmState.PAUSED and vm.problem:
+            hint = f"`banger capacity` shows what takes the room; then `banger vm resume {vm.name}`"
+            return Check(name="engine-api", ok=False, detail=f"the VM is paused: {vm.problem}", hint=hint)
         ok = info.state == "Running" or vm.state is VmState.PAUSED
         hint = "" if ok else f"`banger vm logs --source engine {vm.name}` may say why; `banger vm resume {vm.name}`"
         return Check(name="engine-api", ok=ok, detail=f"{info.app_name} says {info.state}", hint=hint)
@@ -127,11 +132,21 @@ def _lasting(health: VmHealth, before: VmHealth | None) -> VmHealth:
 class Monitor:
     """Watches each live VM: wakes at the end of its engine, and asks for its health now and then."""
 
-    def __init__(self, checks: Checks, period_s: float, find: Callable[[str], Vm | None], ended: Ended) -> None:
+    def __init__(
+        self,
+        checks: Checks,
+        period_s: float,
+        find: Callable[[str], Vm | None],
+        ended: Ended,
+        truth: Truth | None = None,
+        pressure: Pressure | None = None,
+    ) -> None:
         self._checks = checks
         self._period_s = period_s
         self._find = find
         self._ended = ended
+        self._truth = truth
+        self._pressure = pressure
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._last: dict[str, VmHealth] = {}
 
@@ -147,9 +162,15 @@ class Monitor:
             asyncio.create_task(self._until_end(vm)),
             asyncio.create_task(self._check_often(vm.id, at_once=at_once)),
         ]
+        if self._truth is not None:
+            self._tasks[vm.id].append(asyncio.create_task(self._truth.follow(vm)))
+        if self._pressure is not None:
+            self._pressure.watch(vm.id)
 
     def forget(self, vm_id: str) -> None:
         self._last.pop(vm_id, None)
+        if self._pressure is not None:
+            self._pressure.forget(vm_id)
         for task in self._tasks.pop(vm_id, ()):
             task.cancel()
 
@@ -161,7 +182,9 @@ class Monitor:
         return last.status if last else "unknown"
 
     async def check(self, vm: Vm) -> VmHealth:
-        """Check now."""
+        """Check now; the VM's record is true to its engine first."""
+        if self._truth is not None:
+            vm = await self._truth.of(vm)
         health = _lasting(await self._checks.check(vm), self._last.get(vm.id))
         if vm.id in self._tasks:
             self._last[vm.id] = health
@@ -183,6 +206,8 @@ class Monitor:
         for vm_id in list(self._tasks):
             self.forget(vm_id)
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._truth is not None:
+            self._truth.close()
 
     async def _until_end(self, vm: Vm) -> None:
         assert vm.process is not None

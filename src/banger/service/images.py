@@ -1,4 +1,4 @@
-"""Images: list, show, bootstrap."""
+"""Images: list, show, bootstrap, verify."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,16 @@ from banger.guest import bundle
 from banger.guest.opencode import opencode_files, opencode_links
 from banger.images import catalog
 from banger.images.debian import DebianRequest, bootstrap
+from banger.images.parts import sweep_parts
 from banger.images.rootfs import Seed
+from banger.images.verify import verify_image
 from banger.jobs.operations import Job, Operations
 from banger.model.image import BootstrapSpec, Image
+from banger.model.names import validate_name
 from banger.model.operation import Operation
 from banger.paths import Paths
 from banger.service.bundle import RuntimeBundle
+from banger.system.files import in_thread
 
 
 class ImageService:
@@ -49,9 +53,17 @@ class ImageService:
 
         return self._operations.begin("image.bootstrap", target, work)
 
+    def verify(self, name: str) -> Operation:
+        """Begin `image.verify`, which changes nothing. Raises `NotFound`."""
+        self._operations.check_free(f"image/{name}")
+        if not self._paths.image(validate_name(name, "image name")).directory.is_dir():
+            catalog.find_image(self._paths, name)
+        return self._operations.begin("image.verify", f"image/{name}", lambda job: verify_image(self._paths, name, job))
+
     async def sweep(self) -> None:
-        """Remove what a killed daemon left half-made; at start only."""
+        """Remove what a killed daemon left half-made, and parts that were replaced; at start only."""
         await catalog.sweep(self._paths)
+        await in_thread(sweep_parts, self._paths)
 
 
 def _seed(key: str, agent: Mapping[str, bytes], *, opencode: bool) -> Seed:

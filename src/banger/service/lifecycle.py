@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -18,13 +19,13 @@ from banger.guest.channel import Guest
 from banger.guest.protocol import READY_PORT
 from banger.guest.ready import ReadyListener
 from banger.images.catalog import find_image, part_path
+from banger.images.locks import ImageLocks, image_in_use
 from banger.jobs.operations import Job
-from banger.model.engine import Capabilities
-from banger.model.errors import BangerError, GuestUnreachable, Timeout
-from banger.model.firecracker import PartialDrive
+from banger.model.engine import NO_SPACE, Capabilities
+from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, HostRequirement, NotFound, Timeout
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.image import Image
-from banger.model.machine import Machine
+from banger.model.machine import Disk, Machine
 from banger.model.vm import Vm, VmState, WantedEngine
 from banger.model.volume import Volume
 from banger.network.user import user_nic
@@ -75,10 +76,15 @@ class Lifecycle:
         self._checks = checks
         self._admission = admission
         self._disks = disks
+        self._image_locks = ImageLocks()
 
     def check_room(self) -> None:
         """Raises `HostRequirement` when so little is free on the disk that no machine may begin to run."""
         self._admission.check()
+
+    def check_room_to_run_on(self, vm: Vm) -> None:
+        """The same for one that is paused, and more where its engine would not pause it again."""
+        self._admission.check(least=0 if _capabilities(vm).stops_when_full else self._admission.floor)
 
     async def make_disks(self, job: Job, vm: Vm, volume: Volume | None) -> None:
         """Everything that the VM has on disk; the volume, if there is one, becomes its work disk."""
@@ -106,8 +112,7 @@ class Lifecycle:
         if vm.state is VmState.RUNNING:
             async with job.stage("tell the guest", deadline_s=CALL_S):
                 path = "/disks/work" if vm.jailed else str(self._paths.vm(vm.id).work_disk)
-                change = PartialDrive(drive_id="work", path_on_host=path)
-                await EngineApi(self._paths.vm(vm.id).api_socket).call("PATCH", "/drives/work", change)
+                await EngineApi(self._paths.vm(vm.id).api_socket).call(*payload.regrow(Disk(id="work", path=path)))
             await self._disks.grow(job, vm)
         return vm
 
@@ -150,7 +155,7 @@ class Lifecycle:
             engine = await self._engine(vm.wanted_engine, needs)
             vm = _on(engine, vm)
             job.undo("end the engine", lambda: self.end_engine(vm))
-            vm, machine = await self._launch(engine, vm)
+            vm, machine = await self._launch(job, engine, vm)
         async with job.stage("configure"):
             api = EngineApi(self._paths.vm(vm.id).api_socket)
             if vm.engine == "firecracker":
@@ -159,22 +164,27 @@ class Lifecycle:
             for method, path, body in payload.configuration(machine):
                 await api.call(method, path, body)
         await self._until_healthy(job, vm, api, wait_opencode=wait_opencode)
+        await self._disks.detach_root(vm)  # the engine has it open, and it goes with the engine
         vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time(), keep_work_disk="")
         self._vms.update(vm)
         return vm
 
-    async def _launch(self, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
+    async def _launch(self, job: Job, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
         """The VM with its process, and the machine as its engine must be told it."""
-        paths, machine = self._paths.vm(vm.id), self._machine(vm)
-        if vm.jailed:
-            process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
-        else:
-            process = await launch(engine, machine, paths)
+        paths = self._paths.vm(vm.id)
+        base = part_path(self._paths, find_image(self._paths, vm.image), "root")
+        with image_in_use(base) as held:
+            machine = self._machine(vm, await self._disks.attach_root(job, vm))
+            if vm.jailed:
+                self._image_locks.acquire(vm.id, base)
+                process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
+            else:
+                process = await launch(engine, machine, paths, inherit=(held,))
         vm = msgspec.structs.replace(vm, process=process)
         self._vms.update(vm)
         return vm, machine
 
-    def _machine(self, vm: Vm) -> Machine:
+    def _machine(self, vm: Vm, root: Path) -> Machine:
         paths, image = self._paths, find_image(self._paths, vm.image)
         return Machine(
             id=vm.id,
@@ -184,7 +194,7 @@ class Lifecycle:
             kernel=str(part_path(paths, image, "kernel")),
             initramfs=str(part_path(paths, image, "initramfs")),
             boot_args=image.boot_args,
-            disks=self._disks.of(vm),
+            disks=self._disks.of(vm, root),
             nics=(user_nic(vm.id, nat=vm.nat),) if vm.guest_ip else (),
             vsock_socket=str(paths.vm(vm.id).vsock_socket),
             backing_files=(str(part_path(paths, image, "root")),),
@@ -200,6 +210,7 @@ class Lifecycle:
                     await api.call(method, path, body, timeout=30.0)
                 async with job.stage("boot to healthy", deadline_s=self._settings.boot_timeout_s):
                     await self._or_end(vm, self._healthy(vm, ready))
+            await self._or_end(vm, self._disks.grow(job, vm))
             if vm.opencode:
                 await self._or_end(vm, self._opencode.bring_up(job, vm, wait=wait_opencode))
         except (Timeout, GuestUnreachable) as error:
@@ -277,19 +288,24 @@ class Lifecycle:
         if process is not None:
             await end(process, polite=not vm.jailed)
         await clean_up(paths, jail)
+        await self._disks.detach_root(vm)
+        self._image_locks.release(vm.id)
         if stored is not None and stored.process is not None:
             self._vms.update(msgspec.structs.replace(stored, process=None, started_at=None))
 
-    async def pause(self, job: Job, vm: Vm) -> Vm:
-        """Stop the guest's processors; its memory is kept."""
+    async def pause(self, job: Job, vm: Vm, problem: str = "") -> Vm:
+        """Stop the guest's processors; its memory is kept. `problem`: why, where nobody asked for it."""
         async with job.stage("pause"):
             await self._set_state(vm, "Paused")
         if _capabilities(vm).vsock_pause_hang:
             job.note(f"{vm.engine} {vm.engine_version} has a fault: {PAUSE_FAULT}")
-        return self._became(vm, VmState.PAUSED)
+        return self._became(vm, VmState.PAUSED, problem)
 
     async def resume(self, job: Job, vm: Vm) -> Vm:
-        """Let the guest run on, and see that it can be reached. Raises `GuestUnreachable` when it cannot; it runs."""
+        """Let the guest run on, and see that it can be reached. Raises `GuestUnreachable` when it cannot; it runs.
+
+        Raises `HostRequirement` when it is paused again, as the disk is full.
+        """
         async with job.stage("resume"):
             await self._set_state(vm, "Resumed")
             vm = self._became(vm, VmState.RUNNING)
@@ -297,24 +313,57 @@ class Lifecycle:
             try:
                 await Guest(self._paths.vm(vm.id).vsock_socket).health(timeout=RESUME_S)
             except (GuestUnreachable, Timeout) as error:
+                if await self._is_paused(vm):
+                    raise self._paused_again(vm) from error
                 raise _unreachable_since_pause(vm, error) from error
         return vm
 
-    async def _set_state(self, vm: Vm, state: Literal["Paused", "Resumed"]) -> None:
-        await EngineApi(self._paths.vm(vm.id).api_socket).call("PATCH", "/vm", VmStateDocument(state=state))
+    async def _is_paused(self, vm: Vm) -> bool:
+        try:
+            return (await EngineApi(self._paths.vm(vm.id).api_socket).info()).state == "Paused"
+        except BangerError:
+            return False
 
-    def _became(self, vm: Vm, state: VmState) -> Vm:
-        vm = msgspec.structs.replace(vm, state=state)
+    async def _set_state(self, vm: Vm, state: Literal["Paused", "Resumed"]) -> None:
+        try:
+            await EngineApi(self._paths.vm(vm.id).api_socket).call("PATCH", "/vm", VmStateDocument(state=state))
+        except CommandFailed as error:
+            if NO_SPACE not in error.message:
+                raise
+            raise self._paused_again(vm) from error
+
+    def _paused_again(self, vm: Vm) -> HostRequirement:
+        problem = self._admission.full()
+        self._became(vm, VmState.PAUSED, problem)
+        return HostRequirement(
+            f"{vm.name} was resumed and paused again at once: {problem}",
+            hint="`banger capacity` shows what takes the room; "
+            f"`banger vm stop --force {vm.name}` gives up what the guest could not write",
+        )
+
+    def _became(self, vm: Vm, state: VmState, problem: str = "") -> Vm:
+        vm = msgspec.structs.replace(vm, state=state, problem=problem)
         self._vms.update(vm)
         return vm
 
+    def engine_gone(self, vm_id: str) -> None:
+        """Let go of what was held for an engine that has ended by itself."""
+        self._image_locks.release(vm_id)
+
     async def remove_files(self, vm: Vm) -> None:
         await clean_up(self._paths.vm(vm.id), self._paths.jail(vm.id))
+        await self._disks.detach_root(vm)
         await remove_tree(self._paths.vm(vm.id).state)
 
     async def adopt(self, vm: Vm) -> bool:
         """Whether this VM's recorded engine still runs and serves it."""
-        return vm.process is not None and await adopt(vm.process, vm.id, self._paths.vm(vm.id))
+        if vm.process is None or not await adopt(vm.process, vm.id, self._paths.vm(vm.id)):
+            return False
+        if vm.jailed:
+            with contextlib.suppress(NotFound):  # its root disk may need the image no more
+                base = part_path(self._paths, find_image(self._paths, vm.image), "root")
+                self._image_locks.acquire(vm.id, base)
+        return True
 
 
 def _on(engine: Engine, vm: Vm) -> Vm:

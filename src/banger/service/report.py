@@ -17,7 +17,7 @@ from banger.config import Settings
 from banger.engine.launch import tail
 from banger.jobs.operations import Operations
 from banger.model.documents import VmDocument
-from banger.model.errors import BangerError, NotFound
+from banger.model.errors import BangerError, HostRequirement, NotFound
 from banger.model.names import validate_name
 from banger.model.operation import Operation
 from banger.model.vm import Report, Vm, VmHealth
@@ -55,7 +55,9 @@ class Reporter:
         self._document = document
 
     async def write(self, reference: str) -> Report:
-        """Write a report on a VM, or on what operations tell of one that is gone. Raises `NotFound`, `Invalid`."""
+        """Write a report on a VM, or on what operations tell of one that is gone. Raises `NotFound`, `Invalid`,
+        `HostRequirement` when it cannot be written, as on a full disk.
+        """
         try:
             vm: Vm | None = self._vms.find(reference)
         except NotFound:
@@ -67,9 +69,16 @@ class Reporter:
                 f"there is no VM {name}, and no operation on one", hint="`banger vm list` shows what there is"
             )
         health = await self._monitor.check(vm) if vm else None
+        vm = self._vms.get(vm.id) if vm else None  # the check may have found that the engine paused it
         parts = await self._parts(vm, health, operations)
         path = self._paths.reports / f"{name}-{time.strftime('%Y%m%dT%H%M%S')}.tar.gz"
-        await in_thread(_pack, path, parts)
+        try:
+            await in_thread(_pack, path, parts)
+        except OSError as error:
+            raise HostRequirement(
+                f"the report cannot be written to {path.parent}: {error.strerror}",
+                hint=f"`banger vm health {name}` says what is wrong; `banger capacity` shows what takes the room",
+            ) from error
         return Report(path=str(path), look=_look(health, operations))
 
     def _of(self, name: str) -> list[Operation]:
@@ -135,12 +144,15 @@ def _pack(path: Path, parts: dict[str, bytes]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name, content in sorted(parts.items()):
-            entry = tarfile.TarInfo(f"{path.name.removesuffix('.tar.gz')}/{name}")
-            entry.size, entry.mode, entry.mtime = len(content), 0o600, int(time.time())
-            archive.addfile(entry, io.BytesIO(content))
-    partial.rename(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+            for name, content in sorted(parts.items()):
+                entry = tarfile.TarInfo(f"{path.name.removesuffix('.tar.gz')}/{name}")
+                entry.size, entry.mode, entry.mtime = len(content), 0o600, int(time.time())
+                archive.addfile(entry, io.BytesIO(content))
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _look(health: VmHealth | None, operations: list[Operation]) -> str:

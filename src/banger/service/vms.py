@@ -269,24 +269,25 @@ class VmService:
 
         return self._operations.begin("vm.restart", _target(vm), work)
 
-    def pause(self, reference: str) -> Operation:
-        """Begin `vm.pause`. Raises `Conflict` unless it runs."""
+    def pause(self, reference: str, problem: str = "") -> Operation:
+        """Begin `vm.pause`, for a problem if there is one. Raises `Conflict` unless it runs."""
         vm = self._live(reference)
         if vm.state is VmState.PAUSED:
             raise Conflict(f"{vm.name} is paused already", hint=f"banger vm resume {vm.name}")
 
         async def work(job: Job) -> VmDocument:
-            paused = await self._lifecycle.pause(job, vm)
+            paused = await self._lifecycle.pause(job, vm, problem)
             await self._monitor.check(paused)
             return self.document(paused)
 
         return self._operations.begin("vm.pause", _target(vm), work)
 
     def resume(self, reference: str) -> Operation:
-        """Begin `vm.resume`. Raises `Conflict` unless it is paused."""
+        """Begin `vm.resume`. Raises `Conflict` unless it is paused, `HostRequirement` for a full disk."""
         vm = self._live(reference)
         if vm.state is not VmState.PAUSED:
             raise Conflict(f"{vm.name} is not paused", hint=f"banger vm show {vm.name}")
+        self._lifecycle.check_room_to_run_on(vm)
 
         async def work(job: Job) -> VmDocument:
             running = await self._lifecycle.resume(job, vm)
@@ -352,6 +353,7 @@ class VmService:
         if vm is None or vm.state not in LIVE:
             return
         self._monitor.forget(vm_id)
+        self._lifecycle.engine_gone(vm_id)
         if status == 0:
             self._set_stopped(vm_id, VmState.STOPPED, "the guest powered off")
         else:
@@ -401,7 +403,8 @@ def _too_little_memory(image: Image, memory_mib: int, otherwise: str) -> Invalid
 
 def _not_running(vm: Vm) -> Conflict:
     verb = "resume" if vm.state is VmState.PAUSED else "start"
-    return Conflict(f"{vm.name} is {vm.state}, not running", hint=f"banger vm {verb} {vm.name}")
+    why = f": {vm.problem}" if vm.problem else ""
+    return Conflict(f"{vm.name} is {vm.state}, not running{why}", hint=f"banger vm {verb} {vm.name}")
 
 
 def _target(vm: Vm) -> str:

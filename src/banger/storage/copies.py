@@ -13,31 +13,31 @@ from banger.system.files import allocated_bytes, clone_file, copy_sparse, in_thr
 Room = Callable[[int], AbstractContextManager[None]]
 
 
-async def copy_disk(source: Path, target: Path, progress: Progress, room: Room, *, what: str = "") -> None:
+async def copy_disk(source: Path, target: Path, progress: Progress, room: Room) -> None:
     """Make `target` with the content of `source`; O(1) where the filesystem shares blocks (it is tried).
 
-    A full copy takes time and room: `room` is asked for it first, and may refuse; `what` is then told. Cancelling
-    ends it; what it has written is the caller's to remove.
+    Else as `copy_whole`. What a cancelled one has written is the caller's to remove.
     """
-    if await in_thread(clone_file, source, target):
-        return
-    if what:
-        progress.note(f"this filesystem cannot share blocks (reflink): {what} is a full copy")
-    with room(allocated_bytes(source)):
-        await _copy(source, target, progress)
+    if not await in_thread(clone_file, source, target):
+        await copy_whole(source, target, progress, room)
 
 
-async def _copy(source: Path, target: Path, progress: Progress) -> None:
+async def copy_whole(source: Path, target: Path, progress: Progress, room: Room) -> None:
+    """Make `target` with the content of `source`, holes kept, with progress; `room` is asked first, and may refuse.
+
+    Cancelling ends it early; `target` is there then.
+    """
     loop, stop = asyncio.get_running_loop(), threading.Event()
 
     def told(done: int, total: int) -> bool:
         loop.call_soon_threadsafe(progress.progress, done, total, "bytes")
         return not stop.is_set()
 
-    work = asyncio.ensure_future(in_thread(copy_sparse, source, target, told))
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait({work})
-        raise
+    with room(allocated_bytes(source)):
+        work = asyncio.ensure_future(in_thread(copy_sparse, source, target, told))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({work})
+            raise

@@ -1,19 +1,21 @@
-"""Copy-on-write root disks: a qcow2 over an image's raw root, O(1) in the image's size."""
+"""Copy-on-write root disks, O(1) in the image's size where that can be: a qcow2 over it, a clone, or a dm-snapshot."""
 
-import secrets
+import os
 from pathlib import Path
 
 from banger.model.errors import Invalid
 from banger.model.progress import Progress
-from banger.storage.copies import Room, copy_disk
-from banger.system.files import allocated_bytes
+from banger.model.sizes import MIB, show_size
+from banger.storage.copies import Room, copy_whole
+from banger.storage.mapped import create_changes
+from banger.storage.partial import partial_of
+from banger.system.files import clone_file, in_thread
 from banger.system.process import find_program, run
-
-__all__ = ["allocated_bytes", "create_root_copy", "create_root_overlay"]
 
 # Subclusters of 2 KiB, below the guest's block of 4: no write copies anything from the image. Reference counts
 # that lag behind cost nothing here, as a qcow2 that was not closed is repaired when it is opened.
 _OPTIONS = "cluster_size=64k,extended_l2=on,lazy_refcounts=on"
+NO_SHARING = "this filesystem cannot share blocks (reflink)"
 
 
 async def create_root_overlay(base: Path, overlay: Path, size: int | None = None) -> None:
@@ -21,15 +23,10 @@ async def create_root_overlay(base: Path, overlay: Path, size: int | None = None
 
     The overlay appears whole or not at all. Formats are always explicit: nothing a guest wrote is probed.
     """
-    base_bytes = base.stat().st_size
-    if size is not None and size < base_bytes:
-        raise Invalid(
-            f"a root disk of {size} bytes is smaller than its image",
-            hint=f"use at least {base_bytes} bytes",
-        )
-    partial = overlay.with_name(f".{overlay.name}.{secrets.token_hex(4)}")
+    size = _checked(base, size)
+    partial = partial_of(overlay)
     argv = [find_program("qemu-img", package="qemu-utils"), "create", "-q", "-f", "qcow2", "-o", _OPTIONS]
-    argv += ["-F", "raw", "-b", str(base.absolute()), str(partial.absolute()), str(size or base_bytes)]
+    argv += ["-F", "raw", "-b", str(base.absolute()), str(partial.absolute()), str(size)]
     try:
         await run(argv, timeout=30)
         partial.rename(overlay)
@@ -37,16 +34,38 @@ async def create_root_overlay(base: Path, overlay: Path, size: int | None = None
         partial.unlink(missing_ok=True)
 
 
-async def create_root_copy(base: Path, copy: Path, progress: Progress, room: Room) -> None:
-    """Make `copy`, a raw disk with the content of the raw file `base`; O(1) where the filesystem shares blocks.
+async def create_root_raw(
+    vm_id: str, base: Path, copy: Path, changes: Path, size: int | None, progress: Progress, room: Room
+) -> None:
+    """Make a root disk over the raw file `base` for an engine that reads no overlays; size as for an overlay.
 
-    A full copy takes time and room in the image's size, so it is said and its progress told; `room` is asked
-    for that room first, and may refuse. The copy appears whole or not at all; cancelling ends it.
+    It is `copy`, a clone that shares the base's blocks; where the filesystem cannot do that `changes`, of which
+    `mapped.attach_root` makes a disk; where device-mapper cannot do that either `copy`, with all the base's content.
+    Which can be done is tried. The full copy takes time and room in the image's size, so it is said and its progress
+    told; `room` is asked for that room first, and may refuse. The file appears whole or not at all; cancelling ends it.
     """
-    partial = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}")
+    size = _checked(base, size)
+    partial = partial_of(copy)
     try:
-        await copy_disk(base, partial, progress, room, what="the root disk")
+        if not await in_thread(clone_file, base, partial):
+            if not (why_not := await create_changes(vm_id, base, changes, size)):
+                progress.note(f"{NO_SHARING}: the root disk is a dm-snapshot of its image")
+                return
+            progress.note(f"{NO_SHARING}, and {why_not}: the root disk is a full copy")
+            await copy_whole(base, partial, progress, room)
+        os.truncate(partial, size)
         partial.chmod(0o600)
         partial.rename(copy)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _checked(base: Path, size: int | None) -> int:
+    """The size of a disk over `base`. Raises `Invalid` when it would be smaller."""
+    least = base.stat().st_size
+    if size is not None and size < least:
+        raise Invalid(
+            f"a root disk of {show_size(size)} is smaller than its image, whose filesystem fills {show_size(least)}",
+            hint=f"use --disk {-(-least // MIB)}M or more, or leave it out",
+        )
+    return size or least

@@ -1,13 +1,13 @@
 """Work disks: raw ext4 filesystems that guests mount at /root, cloned from a seed."""
 
 import os
-import secrets
 from pathlib import Path
 
 from banger.model.errors import HostRequirement, Invalid
 from banger.model.progress import Progress
 from banger.model.sizes import show_size
 from banger.storage.copies import Room, copy_disk
+from banger.storage.partial import partial_of
 from banger.system.ext4 import grow_ext4, renew_uuid
 from banger.system.files import in_thread, sync_path
 
@@ -22,7 +22,7 @@ async def create_work_disk(seed: Path, target: Path, size: int, progress: Progre
             f"a work disk of {show_size(size)} does not hold what the image puts into /root",
             hint=f"choose --work-disk {show_size(least).replace(' ', '').replace('iB', '')} or more",
         )
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    partial = partial_of(target)
     try:
         await copy_disk(seed, partial, progress, room)
         partial.chmod(0o600)

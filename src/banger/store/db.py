@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from banger.model.errors import HostRequirement
+from banger.store.spare import keep_spare
 
 _MIGRATION = re.compile(r"(\d{4})_\w+\.sql")
 
@@ -26,6 +27,7 @@ def open_database(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
             _migrate(connection)
+            keep_spare(connection, path)
             on_failure.pop_all()
     except sqlite3.Error as error:
         raise HostRequirement(

@@ -4,7 +4,7 @@ import sqlite3
 
 import msgspec
 
-from banger.model.errors import Conflict, Invalid, NotFound
+from banger.model.errors import Conflict, HostRequirement, Invalid, NotFound
 from banger.model.vm import Vm
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -31,10 +31,16 @@ class VmStore:
             ) from error
 
     def update(self, vm: Vm) -> None:
-        self._connection.execute(
-            "UPDATE vms SET name = ?, state = ?, document = ? WHERE id = ?",
-            (vm.name, vm.state, _encode(vm), vm.id),
-        )
+        """Raises `HostRequirement` when it cannot be written, as on a disk on which even the spare room is gone."""
+        try:
+            self._connection.execute(
+                "UPDATE vms SET name = ?, state = ?, document = ? WHERE id = ?",
+                (vm.name, vm.state, _encode(vm), vm.id),
+            )
+        except sqlite3.OperationalError as error:
+            raise HostRequirement(
+                f"the record of {vm.name} cannot be written: {error}", hint="make room on the disk, and try again"
+            ) from error
 
     def remove(self, vm_id: str) -> None:
         self._connection.execute("DELETE FROM vms WHERE id = ?", (vm_id,))

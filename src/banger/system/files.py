@@ -38,8 +38,11 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         raise
 
 
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hex. Holes are not read, which makes sparse disks several times faster."""
+def sha256_of(path: Path, told: Callable[[int], None] = lambda count: None) -> str:
+    """The file's SHA-256 in hex. Holes are not read, which makes sparse disks several times faster.
+
+    `told` hears after each piece how many bytes of data it had; what it raises ends the work.
+    """
     digest, at = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
@@ -49,6 +52,7 @@ def sha256_of(path: Path) -> str:
             while start < end and (piece := file.read(min(_PIECE, end - start))):
                 digest.update(piece)
                 start += len(piece)
+                told(len(piece))
             at = start
     _add_zeros(digest, size - at)
     return digest.hexdigest()

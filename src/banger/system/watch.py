@@ -5,14 +5,16 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from struct import Struct
 
 from banger.model.errors import HostRequirement
 from banger.system.host import start_ticks
 
 _IN_MODIFY, _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x2, 0x40, 0x80, 0x100, 0x200
 _IN_CLOEXEC, _IN_NONBLOCK = 0o2000000, 0o4000
+_EVENT = Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -89,6 +91,49 @@ async def file_appears(path: Path) -> None:
         while not path.exists():
             await readable(descriptor)
             os.read(descriptor, 65536)
+
+
+class Growth:
+    """Tells of writes to files: any number of them with one inotify instance. For use in a running event loop.
+
+    Raises `HostRequirement` when the host gives no more inotify instances.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = _inotify()
+        self._written: dict[int, asyncio.Event] = {}
+        asyncio.get_running_loop().add_reader(self._descriptor, self._read)
+
+    @contextlib.contextmanager
+    def of(self, path: Path) -> Iterator[asyncio.Event]:
+        """An event that is set at each write to the file, for one caller at a time; its user clears it.
+
+        Raises `OSError` when the file is not there.
+        """
+        watch = _add_watch(self._descriptor, path, _IN_MODIFY)
+        written = self._written[watch] = asyncio.Event()
+        try:
+            yield written
+        finally:
+            # the same file may have been given to another caller meanwhile, with the same number
+            if self._written.get(watch) is written:
+                del self._written[watch]
+                _libc.inotify_rm_watch(self._descriptor, watch)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._descriptor, 65536)
+            while data:
+                # struct inotify_event of inotify(7); events of files have no name
+                watch, _, _, length = _EVENT.unpack_from(data)
+                data = data[_EVENT.size + length :]
+                if (written := self._written.get(watch)) is not None:
+                    written.set()
+
+    def close(self) -> None:
+        """Once; nobody is told anything any more."""
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
 
 
 class Changes:

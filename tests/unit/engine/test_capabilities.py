@@ -27,6 +27,11 @@ def test_a_release_that_describes_devices_by_acpi_is_new_enough(version: str, en
     assert firecracker_capabilities(version).acpi is enough
 
 
+def test_only_our_engine_pauses_a_guest_before_it_hears_of_a_full_disk() -> None:
+    assert qemu_capabilities("7.2.0").stops_when_full
+    assert not firecracker_capabilities("1.15.1").stops_when_full
+
+
 def test_versions_compare_as_numbers() -> None:
     texts = ["1.8.0", "1.9.1", "1.10.0", "1.17.0-dev", "v1.17.0", "1.17.1"]
     assert sorted(texts, key=parse_version) == texts

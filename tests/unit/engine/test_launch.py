@@ -16,11 +16,13 @@ from banger.engine import launch as launching
 from banger.engine.capabilities import qemu_capabilities
 from banger.engine.launch import adopt, alive, end, find_engine, launch
 from banger.engine.select import Accelerator, Engine
+from banger.images.locks import image_in_use
 from banger.model.errors import CommandFailed
 from banger.model.vm import EngineProcess
 from banger.paths import Paths
 from banger.system.host import boot_id, command_lines, start_ticks
 from tests.unit.engine.test_jail import MACHINE
+from tests.unit.images.test_locks import locked
 
 ANSWERS = """
 import socket, sys, time
@@ -99,6 +101,25 @@ def test_another_vms_engine_another_process_and_a_recycled_pid_are_not_adopted(p
             other.wait()
 
     started(paths, then)
+
+
+def test_an_engine_holds_a_lock_that_it_inherits_until_it_ends(paths: Paths) -> None:
+    image = paths.state / "root.ext4"
+    image.write_bytes(b"root")
+    image.chmod(0o444)
+
+    async def main() -> None:
+        with image_in_use(image) as held:
+            process = await launch(engine(ANSWERS), MACHINE, paths.vm(MACHINE.id), inherit=(held,))
+        try:
+            assert locked(image)
+        finally:
+            await end(process)
+        async with asyncio.timeout(10):  # its last threads, and with them its descriptors, may outlive it by a moment
+            while locked(image):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
 
 
 def test_an_engine_that_dies_is_told_with_its_last_words(paths: Paths) -> None:

@@ -88,7 +88,11 @@ async def execute(guest: Guest) -> None:
             pass
 
 
-EVERY = [health, execute, info, services, ports, identity, set_identity, give_password, tunnel]
+async def grow(guest: Guest) -> None:
+    await guest.grow("/root", timeout=1)
+
+
+EVERY = [health, execute, info, services, ports, identity, set_identity, give_password, tunnel, grow]
 
 
 @pytest.mark.parametrize("line", [b"", b"NO\n", b"OK x\n", b"OK\n", b"OK 1" + b"0" * 99 + b"\n", b"x" * 300_000])
@@ -194,6 +198,9 @@ DOCUMENTS: list[tuple[Callable[[Guest], Awaitable[None]], bytes]] = [
     (identity, b'{"hostname":"a","machine_id":"../../etc"}'),
     (set_identity, b"[" * 60_000),
     (give_password, b"{}"),
+    (grow, b'{"bytes":-1,"grown":true}'),
+    (grow, b'{"bytes":1e300,"grown":true}'),
+    (grow, b'{"bytes":1,"grown":"yes"}'),
 ]
 
 

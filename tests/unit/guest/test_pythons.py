@@ -44,6 +44,8 @@ async def use_everything(machine: Guest, root: Path) -> None:
         await machine.set_identity(IdentityChange(hostname="-"))
     with pytest.raises(Unsupported, match="opencode"):
         await machine.give_opencode_password("secret")
+    with pytest.raises(Unsupported, match="no ext4"):
+        await machine.grow("/proc")
     result = await machine.run(ExecRequest(argv=("sh", "-c", "cat; exit 3"), tty=False), stdin=b"x" * 200_000)
     assert (result.exit, len(result.stdout)) == (ExecExit(status=3), 200_000)
     await use_tunnel(machine)

@@ -12,7 +12,6 @@ from banger.images.catalog import (
     measure_parts,
     publish,
     sweep,
-    verify_image,
     workspace,
 )
 from banger.model.errors import Conflict, Invalid, NotFound
@@ -122,17 +121,6 @@ def test_a_name_can_be_taken_only_once(paths: Paths) -> None:
     with pytest.raises(Conflict):
         make(paths, "debian")
     assert [entry.name for entry in paths.images.iterdir()] == ["debian"]
-
-
-def test_changed_content_is_found_by_verification_only(paths: Paths) -> None:
-    make(paths, "debian")
-    asyncio.run(verify_image(paths, "debian"))
-    kernel = paths.image("debian").kernel
-    kernel.chmod(0o644)
-    kernel.write_bytes(b"evil!!")
-    find_image(paths, "debian")
-    with pytest.raises(Invalid, match="content of vmlinux has changed"):
-        asyncio.run(verify_image(paths, "debian"))
 
 
 def test_deleting_takes_everything_and_an_unknown_image_cannot_be_deleted(paths: Paths) -> None:

@@ -114,7 +114,9 @@ def test_the_root_comes_first_and_is_what_the_guest_calls_vda() -> None:
     config.drive("data", RAW)
     config.drive("root", *OVERLAY, is_root_device=True)
     devices = [value for value in values(argv(config), "-device") if value.startswith("virtio-blk")]
-    assert [device.split("serial=")[1] for device in devices] == ["root", "data"]
+    assert [device.split("serial=")[1].split(",")[0] for device in devices] == ["root", "data"]
+    for device in devices:
+        assert {"discard=on", "write-zeroes=on", "werror=enospc", "rerror=report"} <= set(device.split(","))
 
 
 def test_qemu_opens_nothing_of_ours_by_name() -> None:

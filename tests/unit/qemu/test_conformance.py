@@ -282,7 +282,8 @@ def machines() -> Iterator[Machine]:
 @pytest.mark.parametrize("machine", list(machines()))
 def test_what_we_send_is_as_the_schema_says(machine: Machine) -> None:
     schemas = {(method, path): schema for method, path, schema in OPERATIONS}
-    for method, path, body in (*payload.configuration(machine), payload.START):
+    regrown = [payload.regrow(disk) for disk in machine.disks]
+    for method, path, body in (*payload.configuration(machine), payload.START, *regrown):
         collection, _, item = path[1:].partition("/")
         template = {"drives": "/drives/{drive_id}", "network-interfaces": "/network-interfaces/{iface_id}"}.get(
             collection, path

@@ -30,24 +30,49 @@ def running_vm(**changes: object) -> Vm:
     return msgspec.structs.replace(make_vm("a", VM_ID), process=process, **changes)
 
 
-async def _engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n")
-    body = b'{"id":"0123456789ab","state":"Running","vmm_version":"1","app_name":"pretended"}'
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    await writer.drain()
+class PretendedEngine:
+    """Answers `GET /` with its state, and PATCHes of it with 204 or, while it has one, with its fault."""
+
+    def __init__(self) -> None:
+        self.state = "Running"
+        self.fault = ""
+        self.asked: list[str] = []
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.asked.append(head.split(" HTTP", 1)[0])
+        if head.startswith("GET"):
+            document = {"id": VM_ID, "state": self.state, "vmm_version": "1", "app_name": "pretended"}
+            self._say(writer, "200 OK", document)
+        elif self.fault:
+            self._say(writer, "400 Bad Request", {"fault_message": self.fault})
+        else:
+            length = int(head.lower().split("content-length: ")[1].split()[0])
+            wanted = msgspec.json.decode(await reader.readexactly(length))["state"]
+            self.state = "Running" if wanted == "Resumed" else "Paused"
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+
+    @staticmethod
+    def _say(writer: asyncio.StreamWriter, status: str, document: dict[str, str]) -> None:
+        body = msgspec.json.encode(document)
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
 
 
 @contextlib.asynccontextmanager
-async def pretended(directory: Path, *options: str) -> AsyncIterator[tuple[Checks, Opencode, Path]]:
+async def pretended(
+    directory: Path, *options: str, engine: PretendedEngine | None = None
+) -> AsyncIterator[tuple[Checks, Opencode, Path]]:
     """The checks and opencode of a VM that runs, and its agent's own socket, which ends it when it is removed."""
     paths = paths_in(directory)
     vm = paths.vm(VM_ID)
     for folder in (vm.state, vm.runtime):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     opencode = Opencode(paths, Settings(opencode_timeout_s=5))
     async with (
         agent(directory, *options) as inner,
-        listening(vm.api_socket, _engine),
+        listening(vm.api_socket, (engine or PretendedEngine()).answer),
         listening(vm.vsock_socket, lambda reader, writer: splice(inner, reader, writer)),
     ):
         yield Checks(paths, opencode), opencode, inner

@@ -17,7 +17,7 @@ from banger.model.vm import VmSpec, VmState
 from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.capacity import CapacityService
-from banger.storage.overlays import create_root_copy
+from banger.storage.overlays import create_root_raw
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
@@ -208,14 +208,14 @@ class Told:
 
 
 def test_a_full_copy_is_refused_when_it_would_take_the_reserve(paths: Paths, tmp_path: Path) -> None:
-    base, copy = tmp_path / "base.ext4", tmp_path / "root.ext4"
+    base, copy, changes = (tmp_path / name for name in ("base.ext4", "root.ext4", "root.cow"))
     written(base, 1024)
     disk = Disk(2 * GIB + MIB // 2)
     admission = Admission(paths, Settings(), disk)
     admission.check()
     shares = False
     try:
-        asyncio.run(create_root_copy(base, copy, Told(), admission.room))
+        asyncio.run(create_root_raw("0123456789ab", base, copy, changes, None, Told(), admission.room))
         shares = True
     except HostRequirement:
         pass
@@ -224,5 +224,5 @@ def test_a_full_copy_is_refused_when_it_would_take_the_reserve(paths: Paths, tmp
     assert sorted(path.name for path in tmp_path.glob("*.ext4")) == ["base.ext4"]
     assert not list(tmp_path.glob(".root*"))
     disk.free = 3 * GIB
-    asyncio.run(create_root_copy(base, copy, Told(), admission.room))
+    asyncio.run(create_root_raw("0123456789ab", base, copy, changes, None, Told(), admission.room))
     assert copy.read_bytes() == base.read_bytes()

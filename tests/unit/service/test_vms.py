@@ -5,11 +5,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from banger.config import Settings
 from banger.jobs.operations import Job, Operations
 from banger.model.capacity import Filesystem
+from banger.model.errors import Conflict, HostRequirement
+from banger.model.guest import ExecRequest
+from banger.model.operation import Operation
 from banger.model.vm import Vm, VmState
 from banger.paths import Paths
 from banger.service.admission import Admission
@@ -22,6 +26,8 @@ from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
 from banger.system.filesystems import filesystem_of
+from tests.unit.guest.hybrid import listening
+from tests.unit.service.pretend import PretendedEngine, running_vm
 from tests.unit.test_store import make_vm
 
 
@@ -96,3 +102,65 @@ def test_the_end_of_a_machine_that_is_stopped_or_gone_changes_nothing(bench: Ben
 def test_a_vm_whose_disk_is_not_there_yet_is_listed_all_the_same(bench: Bench) -> None:
     """A create that has only begun, or a delete that has nearly ended."""
     assert [vm["disk_allocated_bytes"] for vm in bench.service.list()] == [0]
+
+
+FULL = Filesystem(total=1 << 40, used=1 << 40, free=3 << 20)
+AGAIN = "the guest was resumed and paused again at once: no space left on the host's disk for drive work"
+
+
+def paused(bench: Bench, problem: str = "") -> None:
+    vm = running_vm(state=VmState.PAUSED, problem=problem)
+    bench.vms.update(vm)
+    for folder in (bench.paths.vm(vm.id).state, bench.paths.vm(vm.id).runtime):
+        folder.mkdir(parents=True)
+
+
+def run_with(bench: Bench, engine: PretendedEngine, begin: Callable[[], Operation]) -> Operation:
+    """The operation's end, with that engine behind the VM and no agent."""
+
+    async def main() -> Operation:
+        async with listening(bench.paths.vm("0123456789ab").api_socket, engine.answer):
+            return await bench.operations.wait(begin().id)
+
+    return asyncio.run(main())
+
+
+def test_a_paused_vm_is_not_resumed_onto_a_full_disk(tmp_path: Path) -> None:
+    with contextlib.closing(open_database(tmp_path / "db")) as database:
+        bench = Bench(tmp_path, VmStore(database), Operations(OperationStore(database)), lambda _: FULL)
+        paused(bench, "the host's disk is full: 1 MiB free")
+        with pytest.raises(HostRequirement, match="too little room"):
+            bench.service.resume("a")
+        with pytest.raises(Conflict, match="a is paused, not running: the host's disk is full"):
+            asyncio.run(bench.service.exec("a", ExecRequest(argv=("true",))))
+        assert (bench.vm().state, bench.vm().problem) == (VmState.PAUSED, "the host's disk is full: 1 MiB free")
+
+
+@pytest.mark.parametrize("verb", ["resume", "stop"])
+def test_a_guest_that_is_paused_again_at_once_is_told_as_an_error(bench: Bench, verb: str) -> None:
+    paused(bench, "the host's disk is full: 1 MiB free")
+    engine = PretendedEngine()
+    engine.state, engine.fault = "Paused", AGAIN
+    begin = {"resume": lambda: bench.service.resume("a"), "stop": lambda: bench.service.stop("a", force=False)}[verb]
+    ended = run_with(bench, engine, begin)
+    assert ended.error is not None
+    assert ended.error["code"] == "host_requirement"
+    assert ended.error["message"].startswith("a was resumed and paused again at once: the host's disk is full")
+    assert "vm stop --force a" in ended.error["hint"]
+    assert bench.vm().state is VmState.PAUSED
+    assert "the host's disk is full" in bench.vm().problem
+
+
+def test_a_vm_that_is_paused_for_a_problem_keeps_it_until_it_runs_on(bench: Bench) -> None:
+    paused(bench)
+    bench.vms.update(msgspec.structs.replace(bench.vm(), state=VmState.RUNNING))
+    engine = PretendedEngine()
+    ended = run_with(bench, engine, lambda: bench.service.pause("0123456789ab", "the host's disk is full"))
+    assert ended.error is None
+    assert (bench.vm().state, bench.vm().problem, engine.state) == (
+        VmState.PAUSED,
+        "the host's disk is full",
+        "Paused",
+    )
+    run_with(bench, engine, lambda: bench.service.resume("a"))
+    assert (bench.vm().state, bench.vm().problem, engine.state) == (VmState.RUNNING, "", "Running")

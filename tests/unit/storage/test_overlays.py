@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from banger.model.errors import CommandFailed, Invalid
-from banger.storage.overlays import allocated_bytes, create_root_overlay
+from banger.storage.overlays import create_root_overlay
+from banger.system.files import allocated_bytes
 
 GIB = 1024**3
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")

@@ -22,3 +22,7 @@ class Images(Controller):
     @post("/bootstrap", status_code=202, summary="Build a distribution's image from its packages")
     async def bootstrap_image(self, data: BootstrapSpec, services: Services) -> Operation:
         return services.images.bootstrap(data)
+
+    @post("/{name:str}/verify", status_code=202, summary="Compare an image with its digests, check its filesystems")
+    async def verify_image(self, name: str, services: Services) -> Operation:
+        return services.images.verify(name)

@@ -19,6 +19,13 @@ def register(parser: Parser) -> None:
     verbs.add("list", list_images, "list the images")
     verb = verbs.add("show", show, "show one image and its parts")
     verb.add_argument("name", metavar="NAME", help="the image")
+    verb = verbs.add(
+        "verify",
+        verify,
+        "compare an image's parts with their digests and check its filesystems; changes nothing",
+        epilog="Exits with 1 when something is wrong, and names every part that is.",
+    )
+    verb.add_argument("name", metavar="NAME", help="the image")
 
 
 def bootstrap(arguments: argparse.Namespace) -> int:
@@ -60,4 +67,15 @@ def show(arguments: argparse.Namespace) -> int:
 
     image = client().show_image(arguments.name)
     print_json(image) if arguments.json else print_image(image)
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    from banger.cli.follow import follow
+    from banger.cli.render import print_json
+    from banger.cli.show import print_verified
+
+    connection = client()
+    operation = follow(connection, connection.verify_image(arguments.name))
+    print_json(operation.result) if arguments.json else print_verified(operation.result)
     return 0

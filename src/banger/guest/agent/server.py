@@ -106,6 +106,7 @@ class Server:
             "/identity": ("GET, POST", self._identity),
             "/opencode": ("POST", self._opencode),
             "/files": ("POST", _files),
+            "/grow": ("POST", _grow),
             "/shutdown": ("POST", self._shutdown),
         }
         if request.path not in routes:
@@ -194,6 +195,12 @@ def _files(sock: _socket.socket, request: http1.Request) -> None:
     from banger.guest.agent.files import copy
 
     copy(sock, request)
+
+
+def _grow(sock: _socket.socket, request: http1.Request) -> None:
+    from banger.guest.agent.grow import grow
+
+    http1.respond(sock, 200, grow(request))
 
 
 def _listen(unix: "str | None") -> _socket.socket:
