@@ -35,6 +35,7 @@ from banger.service.opencode import Opencode
 from banger.service.pressure import Pressure
 from banger.service.reconcile import Reconciler
 from banger.service.report import Reporter
+from banger.service.seeds import WorkSeeds
 from banger.service.truth import Truth
 from banger.service.vms import EngineChoice, VmService
 from banger.service.volumes import VolumeService
@@ -111,7 +112,8 @@ class Daemon:
         bundle = RuntimeBundle(paths, settings)
         await bundle.open()
         choice = EngineChoice(paths, bundle.engine)
-        lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, Disks(paths, admission))
+        disks = Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room))
+        lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, disks)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
         await images.sweep()

@@ -52,8 +52,8 @@ class VmPaths(NamedTuple):
 
     @property
     def root_disk(self) -> Path:
-        """The one that the VM has: an overlay, or a copy for an engine that reads no overlays."""
-        return self.root_copy if self.root_copy.exists() else self.root_overlay
+        """The one that the VM has: an overlay, or what engines have that read none."""
+        return next((path for path in (self.root_copy, self.root_changes) if path.exists()), self.root_overlay)
 
     def next_root(self, image: str, name: str) -> Path:
         """A root disk of another image, until the VM's record says that it is the VM's; `name` is its name then."""

@@ -43,7 +43,7 @@ def test_root_has_a_home_of_its_own(home: Home, worked: str) -> None:
     assert sh(home, worked, "stat -c '%U:%G %a' /root /root/.ssh /root/.ssh/authorized_keys") == (
         "root:root 700\nroot:root 700\nroot:root 600\n"
     )
-    shell = home.run("vm", "exec", "-t", worked, "--", "bash", "-lic", 'echo $PATH; echo "${PS1@P}"; pwd').stdout
+    shell = home.run("vm", "exec", worked, "--", "bash", "-lic", 'echo $PATH; echo "${PS1@P}"; pwd').stdout
     assert b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" in shell
     assert b"disks" in shell
     assert home.run("vm", "ssh", worked, "--", "pwd").stdout == b"/root\n"
@@ -71,13 +71,13 @@ def test_a_work_disk_grows_while_its_guest_runs(home: Home, worked: str) -> None
 def test_room_that_a_guest_frees_is_given_back(home: Home, worked: str) -> None:
     disk = disk_of(home, worked, "work.ext4")
     before = allocated(disk)
-    sh(home, worked, "dd if=/dev/urandom of=/root/big bs=1M count=1024 2>&1; sync")
+    sh(home, worked, "dd if=/dev/zero of=/root/big bs=1M count=1024 2>&1; sync")
     written = allocated(disk)
     assert written - before > 1000 * MIB
     sh(home, worked, "rm /root/big; sync; fstrim /root")
     assert allocated(disk) - before < 100 * MIB
     root = disk_of(home, worked, "root.qcow2")
-    sh(home, worked, "dd if=/dev/urandom of=/var/big bs=1M count=200 2>&1; sync")
+    sh(home, worked, "dd if=/dev/zero of=/var/big bs=1M count=200 2>&1; sync")
     grown = allocated(root)
     sh(home, worked, "rm /var/big; sync; fstrim /")
     assert grown - allocated(root) > 150 * MIB

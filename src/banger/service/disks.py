@@ -7,6 +7,8 @@ import msgspec
 from banger.engine.select import Engine
 from banger.guest.channel import Guest
 from banger.images.catalog import find_image, part_path
+from banger.images.locks import image_in_use
+from banger.images.parts import bring_up_to_date
 from banger.jobs.operations import Job
 from banger.model.errors import Conflict, Invalid, NotFound
 from banger.model.image import WORK_SEED, Image
@@ -16,6 +18,7 @@ from banger.model.vm import DEFAULT_WORK_DISK_BYTES, LIVE, Vm, VmSpec
 from banger.model.volume import Volume
 from banger.paths import ROOT_CHANGES, ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
 from banger.service.admission import Admission
+from banger.service.seeds import WorkSeeds
 from banger.storage import volumes
 from banger.storage.mapped import attach_root, detach_root
 from banger.storage.overlays import create_root_overlay, create_root_raw
@@ -83,9 +86,10 @@ def changed_to(vm: Vm, image: Image, paths: Paths) -> Vm:
 class Disks:
     """The disks of all VMs. Each method is a step of an operation."""
 
-    def __init__(self, paths: Paths, admission: Admission) -> None:
+    def __init__(self, paths: Paths, admission: Admission, seeds: WorkSeeds) -> None:
         self._paths = paths
         self._admission = admission
+        self._seeds = seeds
 
     async def make_root(self, job: Job, vm: Vm, image: Image, engine: Engine) -> None:
         """An overlay, O(1) in the image's size, or what an engine that reads no overlays can have.
@@ -94,11 +98,12 @@ class Disks:
         """
         paths, base = self._paths.vm(vm.id), part_path(self._paths, image, "root")
         async with job.stage("root disk"):
-            if engine.capabilities.qcow2:
-                await create_root_overlay(base, paths.next_root(image.name, ROOT_OVERLAY), vm.disk_bytes)
-            else:
-                copy, changes = (paths.next_root(image.name, name) for name in (ROOT_COPY, ROOT_CHANGES))
-                await create_root_raw(vm.id, base, copy, changes, vm.disk_bytes, job, self._admission.room)
+            with image_in_use(base):
+                if engine.capabilities.qcow2:
+                    await create_root_overlay(base, paths.next_root(image.name, ROOT_OVERLAY), vm.disk_bytes)
+                else:
+                    copy, changes = (paths.next_root(image.name, name) for name in (ROOT_COPY, ROOT_CHANGES))
+                    await create_root_raw(vm.id, base, copy, changes, vm.disk_bytes, job, self._admission.room)
 
     def settle_root(self, vm: Vm) -> None:
         """The root disk that was made for the image in the VM's record takes the place of the one before.
@@ -126,11 +131,26 @@ class Disks:
             left.unlink()
 
     async def make_work(self, job: Job, vm: Vm, image: Image) -> None:
-        """A clone of the image's seed."""
+        """A clone of the image's seed, or of one that is made now for an image that has none."""
         paths = self._paths.vm(vm.id)
-        async with job.stage("work disk"):
-            seed = part_path(self._paths, image, WORK_SEED)
-            await create_work_disk(seed, paths.work_disk, vm.work_disk_bytes, job, self._admission.room)
+        seed = await self._seeds.seed_for(image, paths.state, job)
+        try:
+            async with job.stage("work disk"):
+                await create_work_disk(seed.path, paths.work_disk, vm.work_disk_bytes, job, self._admission.room)
+        finally:
+            if seed.temporary:
+                seed.path.unlink(missing_ok=True)
+
+    async def fit(self, job: Job, vm: Vm) -> None:
+        """Make everything fit for a boot: an image that mounts the work disk, and a work disk that is sound."""
+        if not vm.work_disk_bytes:
+            return
+        await bring_up_to_date(self._paths, find_image(self._paths, vm.image))
+
+    def booted(self, vm: Vm) -> None:
+        """A VM runs: its image is given a newer seed, in the background, where it needs one."""
+        if vm.work_disk_bytes:
+            self._seeds.refresh_later(vm.image)
 
     async def take_volume(self, job: Job, vm: Vm, volume: Volume) -> None:
         """Make a volume the work disk; when the operation fails it is the volume again, as it was."""

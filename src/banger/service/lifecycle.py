@@ -150,6 +150,7 @@ class Lifecycle:
         raise AssertionError("the loop returns or raises")
 
     async def _boot(self, job: Job, vm: Vm, *, wait_opencode: bool) -> Vm:
+        await self._disks.fit(job, vm)
         async with job.stage("engine"):
             needs = Needs(nat=vm.nat, qcow2=self._paths.vm(vm.id).root_overlay.exists())
             engine = await self._engine(vm.wanted_engine, needs)
@@ -167,6 +168,7 @@ class Lifecycle:
         await self._disks.detach_root(vm)  # the engine has it open, and it goes with the engine
         vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time(), keep_work_disk="")
         self._vms.update(vm)
+        self._disks.booted(vm)
         return vm
 
     async def _launch(self, job: Job, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:

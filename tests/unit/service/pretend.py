@@ -9,10 +9,15 @@ from pathlib import Path
 import msgspec
 
 from banger.config import Settings
+from banger.jobs.operations import Operations
 from banger.model.vm import EngineProcess, Vm
 from banger.paths import Paths
+from banger.service.admission import Admission
+from banger.service.bundle import RuntimeBundle
+from banger.service.disks import Disks
 from banger.service.health import Checks
 from banger.service.opencode import Opencode
+from banger.service.seeds import WorkSeeds
 from banger.system.host import boot_id, start_ticks
 from tests.unit.guest.hybrid import agent, listening, splice
 from tests.unit.test_store import make_vm
@@ -22,6 +27,11 @@ VM_ID = "0123456789ab"
 
 def paths_in(directory: Path) -> Paths:
     return Paths(directory / "s", directory / "r", directory / "c")
+
+
+def disks_of(paths: Paths, operations: Operations) -> Disks:
+    admission, bundle = Admission(paths, Settings()), RuntimeBundle(paths, Settings())
+    return Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room))
 
 
 def running_vm(**changes: object) -> Vm:

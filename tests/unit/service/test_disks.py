@@ -1,19 +1,21 @@
 """Sizes that are asked for, and what a crash left of a VM's disks."""
 
+import contextlib
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from banger.config import Settings
+from banger.jobs.operations import Operations
 from banger.model.errors import Conflict, HostRequirement, Invalid
 from banger.model.image import Image, ImagePart
 from banger.model.sizes import GIB, MIB
 from banger.model.vm import VmChange, VmSpec
 from banger.paths import Paths
-from banger.service.admission import Admission
-from banger.service.disks import Disks, changed_to, check_growth, root_size, work_size
-from tests.unit.service.pretend import VM_ID, paths_in
+from banger.service.disks import changed_to, check_growth, root_size, work_size
+from banger.store.db import open_database
+from banger.store.operations import OperationStore
+from tests.unit.service.pretend import VM_ID, disks_of, paths_in
 from tests.unit.test_store import make_vm
 
 VM = msgspec.structs.replace(make_vm("a", VM_ID), image="debian", disk_bytes=4 * GIB, work_disk_bytes=GIB)
@@ -111,15 +113,16 @@ def test_opencode_follows_the_image_unless_it_was_declined(paths: Paths) -> None
 
 
 def test_a_crash_while_the_image_is_changed_leaves_the_old_root_or_the_new_one(paths: Paths) -> None:
-    disks, where = Disks(paths, Admission(paths, Settings())), paths.vm(VM_ID)
-    where.root_copy.write_text("old")
-    where.next_root("other", "root.qcow2").write_text("new")
-    (where.state / ".work.ext4.0123").touch()
-    (where.state / ".check-0123.ext4").touch()
-    disks.settle(VM)
-    assert [path.name for path in where.state.iterdir()] == ["root.ext4"]
+    with contextlib.closing(open_database(paths.database)) as database:
+        disks, where = disks_of(paths, Operations(OperationStore(database))), paths.vm(VM_ID)
+        where.root_copy.write_text("old")
+        where.next_root("other", "root.qcow2").write_text("new")
+        (where.state / ".work.ext4.0123").touch()
+        (where.state / ".check-0123.ext4").touch()
+        disks.settle(VM)
+        assert [path.name for path in where.state.iterdir()] == ["root.ext4"]
 
-    where.next_root("other", "root.qcow2").write_text("new")
-    disks.settle(msgspec.structs.replace(VM, image="other"))
-    assert [path.name for path in where.state.iterdir()] == ["root.qcow2"]
-    assert where.root_disk.read_text() == "new"
+        where.next_root("other", "root.qcow2").write_text("new")
+        disks.settle(msgspec.structs.replace(VM, image="other"))
+        assert [path.name for path in where.state.iterdir()] == ["root.qcow2"]
+        assert where.root_disk.read_text() == "new"

@@ -17,7 +17,6 @@ from banger.model.operation import Operation
 from banger.model.vm import Vm, VmState
 from banger.paths import Paths
 from banger.service.admission import Admission
-from banger.service.disks import Disks
 from banger.service.health import Checks, Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.opencode import Opencode
@@ -27,7 +26,7 @@ from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
 from banger.system.filesystems import filesystem_of
 from tests.unit.guest.hybrid import listening
-from tests.unit.service.pretend import PretendedEngine, running_vm
+from tests.unit.service.pretend import PretendedEngine, disks_of, running_vm
 from tests.unit.test_store import make_vm
 
 
@@ -49,7 +48,7 @@ class Bench:
         checks = Checks(paths, opencode)
         admission = Admission(paths, settings, filesystem)
         lifecycle = Lifecycle(
-            paths, settings, vms, EngineChoice(paths), opencode, checks, admission, Disks(paths, admission)
+            paths, settings, vms, EngineChoice(paths), opencode, checks, admission, disks_of(paths, operations)
         )
         monitor = Monitor(checks, 60, vms.get, lambda *_: None)
         self.service = VmService(paths, vms, operations, lifecycle, monitor, opencode)
