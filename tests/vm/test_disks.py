@@ -150,3 +150,15 @@ def test_a_guest_that_loses_its_power_loses_nothing_that_it_synced(fresh: Home) 
         assert lines[: told + 1] == [f"line {n}" for n in range(told + 1)]
     fresh.run("vm", "stop", "a")
     assert all(part["ok"] for part in fresh.json("vm", "check", "a"))
+
+
+def test_what_a_guest_had_not_yet_written_is_in_the_volume_and_in_the_next_machine(fresh: Home) -> None:
+    fresh.run("vm", "create", "--name", "a", "--memory", "512M", "--work-disk", "1G")
+    sh(fresh, "a", "echo precious > /root/file")
+    fresh.run("vm", "delete", "a", "--keep-work-disk", "--yes")
+    assert [volume["name"] for volume in fresh.json("volume", "list")] == ["a"]
+    vm = fresh.json("vm", "create", "--name", "b", "--memory", "512M", "--volume", "a")
+    assert vm["work_disk_bytes"] == GIB
+    assert sh(fresh, "b", "cat /root/file") == "precious\n"
+    assert fresh.json("volume", "list") == []
+    assert "no volume a" in fresh.error("vm", "create", "--volume", "a", status=3)

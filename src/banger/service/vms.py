@@ -325,8 +325,10 @@ class VmService:
         volume = volume_for(self._paths, vm, self._vms.all()) if keep_work_disk else ""
 
         async def work(job: Job) -> VolumeDocument | None:
+            # what its guest has not written yet is to be kept as well
+            doomed = await self._power_off(job, vm, force=False) if volume and vm.state in LIVE else vm
             # from here on a crash is completed at the next start, never taken back
-            doomed = msgspec.structs.replace(vm, state=VmState.DELETING, keep_work_disk=volume)
+            doomed = msgspec.structs.replace(doomed, state=VmState.DELETING, keep_work_disk=volume)
             self._vms.update(doomed)
             self._monitor.forget(vm.id)
             return await self.remove(job, doomed)
