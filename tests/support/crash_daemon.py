@@ -184,7 +184,9 @@ class Crashes:
 
     def install(self) -> None:
         self._spawn: Callable[..., Awaitable[Any]] = process.spawn
-        _replace(process, "spawn", self.spawn)
+        for module in [module for name, module in sys.modules.items() if name.startswith("banger.")]:
+            if getattr(module, "spawn", None) is self._spawn:
+                _replace(module, "spawn", self.spawn)
         sys.addaudithook(self.audit)
         engine = (sys.executable, "-I", "-S", str(ENGINE), str(self._directory))
         for module in (banger.engine.select, banger.engine.installed):
