@@ -118,7 +118,7 @@ class Daemon:
         bundle = RuntimeBundle(paths, settings)
         await bundle.open()
         choice = EngineChoice(paths, bundle.engine)
-        disks = Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room))
+        disks = Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room), bundle)
         lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, disks)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         images = ImageService(paths, operations, bundle, settings.npm_registry)

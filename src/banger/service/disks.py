@@ -18,10 +18,12 @@ from banger.model.vm import DEFAULT_WORK_DISK_BYTES, LIVE, Vm, VmSpec
 from banger.model.volume import Volume
 from banger.paths import ROOT_CHANGES, ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
 from banger.service.admission import Admission
+from banger.service.bundle import RuntimeBundle
 from banger.service.seeds import WorkSeeds
 from banger.storage import volumes
 from banger.storage.mapped import attach_root, detach_root
 from banger.storage.overlays import create_root_overlay, create_root_raw
+from banger.storage.repair import mend
 from banger.storage.work_disks import create_work_disk, disk_size, enlarge_work_disk
 from banger.system.ext4 import read_superblock
 from banger.system.files import in_thread
@@ -86,10 +88,11 @@ def changed_to(vm: Vm, image: Image, paths: Paths) -> Vm:
 class Disks:
     """The disks of all VMs. Each method is a step of an operation."""
 
-    def __init__(self, paths: Paths, admission: Admission, seeds: WorkSeeds) -> None:
+    def __init__(self, paths: Paths, admission: Admission, seeds: WorkSeeds, bundle: RuntimeBundle) -> None:
         self._paths = paths
         self._admission = admission
         self._seeds = seeds
+        self._bundle = bundle
 
     async def make_root(self, job: Job, vm: Vm, image: Image, engine: Engine) -> None:
         """An overlay, O(1) in the image's size, or what an engine that reads no overlays can have.
@@ -146,6 +149,9 @@ class Disks:
         if not vm.work_disk_bytes:
             return
         await bring_up_to_date(self._paths, find_image(self._paths, vm.image))
+        async with job.stage("check the work disk"):
+            key = await self._bundle.key()
+            await mend(self._paths.vm(vm.id).work_disk, key.line, job, self._admission.room)
 
     def booted(self, vm: Vm) -> None:
         """A VM runs: its image is given a newer seed, in the background, where it needs one."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from banger.model.errors import HostRequirement
 from banger.model.progress import Progress
 from banger.system.files import allocated_bytes, clone_file, copy_sparse, in_thread
 
@@ -25,7 +26,7 @@ async def copy_disk(source: Path, target: Path, progress: Progress, room: Room) 
 async def copy_whole(source: Path, target: Path, progress: Progress, room: Room) -> None:
     """Make `target` with the content of `source`, holes kept, with progress; `room` is asked first, and may refuse.
 
-    Cancelling ends it early; `target` is there then.
+    Cancelling ends it early; `target` is there then. Raises `HostRequirement` when the disk is full.
     """
     loop, stop = asyncio.get_running_loop(), threading.Event()
 
@@ -41,3 +42,7 @@ async def copy_whole(source: Path, target: Path, progress: Progress, room: Room)
             stop.set()
             await asyncio.wait({work})
             raise
+        except OSError as error:
+            raise HostRequirement(
+                f"cannot copy {source}: {error.strerror}", hint="`banger capacity` shows the room"
+            ) from error

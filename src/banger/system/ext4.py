@@ -1,11 +1,16 @@
 """ext4 filesystems in files, made and checked without mounting them."""
 
 import os
+import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from banger.model.errors import CommandFailed, Invalid
+from banger.model.errors import Invalid
+from banger.model.text import harmless
+from banger.system.crc32c import crc32c
+from banger.system.e2fsprogs import run_tool
 from banger.system.process import find_program, run
 
 MIB = 1024 * 1024
@@ -38,10 +43,9 @@ async def make_ext4(
 
 async def check_ext4(image: Path) -> None:
     """Check an unmounted filesystem without changing it. Raises `Invalid` when it has errors."""
-    argv = [find_program("e2fsck", package="e2fsprogs"), "-f", "-n", str(image)]
-    try:
-        await run(argv, timeout=_MAKE_S)
-    except CommandFailed as error:
+    done = await run_tool(["e2fsck", "-f", "-n", image], timeout=_MAKE_S, writes=False)
+    if done.status:
+        error = done.failure()
         raise Invalid(f"the filesystem in {image.name} has errors", hint=error.hint, details=error.details) from error
 
 
@@ -62,18 +66,95 @@ async def renew_uuid(image: Path) -> None:
     await run([find_program("tune2fs", package="e2fsprogs"), "-f", "-U", "random", str(image)], timeout=_MAKE_S)
 
 
+SUPERBLOCK_AT, SUPERBLOCK_BYTES = 1024, 1024
+_MAGIC = 0xEF53
+_VALID, _ERROR = 0x1, 0x2  # s_state
+_RECOVER, _64BIT = 0x4, 0x80  # s_feature_incompat
+_METADATA_CSUM, _ORPHAN_PRESENT = 0x400, 0x10000  # s_feature_ro_compat
+
+
+class Damaged(Invalid):
+    """A filesystem contradicts itself: e2fsck has work to do."""
+
+
+class Unreadable(Invalid):
+    """A filesystem has features, or sizes, that are not looked into."""
+
+
 class Superblock(NamedTuple):
-    """What an ext4 says of itself; see the kernel's filesystems/ext4/super.rst."""
+    """What a filesystem says of itself (the kernel's filesystems/ext4/super.rst).
+
+    `clean`: it was unmounted, or its journal replayed to the end, and nothing is known to be wrong. Numbers of free
+    blocks and inodes are exact only then. `check_due`: it asks for a check after so many mounts, or so much time
+    (tune2fs(8), `-c` and `-i`).
+    """
 
     bytes: int
+    block_size: int
+    clean: bool
+    needs_recovery: bool
+    has_errors: bool
+    uuid: str
+    label: str
+    free_bytes: int
+    free_inodes: int
+    check_due: bool
 
 
-def read_superblock(image: Path) -> Superblock:
-    """Raises `Invalid` when there is no ext4."""
-    with image.open("rb") as file:
-        file.seek(1024)
-        block = file.read(1024)
-    if len(block) < 1024 or block[0x38:0x3A] != b"\x53\xef":
-        raise Invalid(f"{image} holds no ext4 filesystem")
-    (low, shift, high) = (int.from_bytes(block[at : at + 4], "little") for at in (0x4, 0x18, 0x150))
-    return Superblock((low | high << 32) * (1024 << shift))
+def read_superblock(path: Path) -> Superblock:
+    """The superblock of a filesystem in a file, read without any program. Raises `Invalid` when it is no ext4."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise Invalid(f"cannot open {path}: {error.strerror}") from error
+    try:
+        return parse_superblock(os.pread(fd, SUPERBLOCK_BYTES, SUPERBLOCK_AT), os.fstat(fd).st_size, str(path))
+    except OSError as error:
+        raise Invalid(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def parse_superblock(raw: bytes, file_bytes: int, name: str) -> Superblock:
+    """Of the 1024 bytes of a superblock. Raises `Invalid`."""
+    if len(raw) < SUPERBLOCK_BYTES or struct.unpack_from("<H", raw, 0x38)[0] != _MAGIC:
+        raise Invalid(
+            f"{name} holds no ext4 filesystem",
+            hint=f"`dumpe2fs -h {name}` shows what there is; docs/repair.md says how to look for a spare superblock",
+        )
+    log_block, state = struct.unpack_from("<I", raw, 0x18)[0], struct.unpack_from("<H", raw, 0x3A)[0]
+    incompat, ro_compat = struct.unpack_from("<II", raw, 0x60)
+    block_size = 1024 << min(log_block, 16)
+    size = _count(raw, 0x4, 0x150, incompat) * block_size
+    # the kernel mounts neither, and no program but e2fsck should believe the rest
+    damaged = (ro_compat & _METADATA_CSUM and crc32c(raw[:0x3FC]) != struct.unpack_from("<I", raw, 0x3FC)[0]) or (
+        size > file_bytes
+    )
+    has_errors = bool(state & _ERROR or damaged)
+    # files that were deleted while open are forgotten when the journal is replayed; some left without it to be
+    # replayed mean that this was broken off
+    orphans = struct.unpack_from("<I", raw, 0xE8)[0] or ro_compat & _ORPHAN_PRESENT
+    needs_recovery = bool(incompat & _RECOVER)
+    return Superblock(
+        bytes=size,
+        block_size=block_size,
+        clean=bool(state & _VALID) and not (has_errors or needs_recovery or orphans),
+        needs_recovery=needs_recovery,
+        has_errors=has_errors,
+        uuid="-".join(raw[0x68:0x78].hex()[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))),
+        label=harmless(raw[0x78:0x88].partition(b"\0")[0].decode(errors="replace")),
+        free_bytes=_count(raw, 0xC, 0x158, incompat) * block_size,
+        free_inodes=struct.unpack_from("<I", raw, 0x10)[0],
+        check_due=_check_due(raw),
+    )
+
+
+def _check_due(raw: bytes) -> bool:
+    mounts, mounts_max = struct.unpack_from("<Hh", raw, 0x34)
+    last, seconds_max = struct.unpack_from("<II", raw, 0x40)
+    return bool(0 < mounts_max <= mounts or 0 < seconds_max <= abs(time.time() - last))
+
+
+def _count(raw: bytes, low: int, high: int, incompat: int) -> int:
+    upper = struct.unpack_from("<I", raw, high)[0] if incompat & _64BIT else 0
+    return int(struct.unpack_from("<I", raw, low)[0] | upper << 32)

@@ -31,7 +31,7 @@ def paths_in(directory: Path) -> Paths:
 
 def disks_of(paths: Paths, operations: Operations) -> Disks:
     admission, bundle = Admission(paths, Settings()), RuntimeBundle(paths, Settings())
-    return Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room))
+    return Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room), bundle)
 
 
 def running_vm(**changes: object) -> Vm:
