@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
 from banger.client.api import Client
 from banger.model.errors import Conflict, NotFound
-from banger.model.operation import Operation, OperationState
-from banger.model.vm import VmChange, VmSpec
+from banger.model.operation import EventKind, Operation, OperationState
+from banger.model.vm import VmChange
 from tests.support.crash_daemon import Plan
-from tests.support.crashes import NEW, NEWER, OLD, A, CrashHome, Outcome, V
+from tests.support.crashes import NEW, NEWER, OLD, A, CrashHome, Outcome, V, damage, small_vm
 
 POINTS = int(os.environ.get("BANGER_TEST_CRASH_POINTS", "50"))
 MIDDLE_MS = (0.3, 6.0)  # most programs take five milliseconds
@@ -34,9 +34,10 @@ pytestmark = [
 
 
 class Command(NamedTuple):
-    """What is interrupted. `running`: the VM `a` runs before. `sizes` and `images`: what `a` may have afterwards.
+    """What is interrupted. `sizes` and `images`: what the VM `a` may have afterwards.
 
-    `deletes` a VM, and what it says must be kept with it, which may be gone, or neither.
+    `running`: it runs before. `damaged`: its work disk is, before, and may still be afterwards. `deletes`: what must
+    be kept may be gone with the VM or volume that it lies in.
     """
 
     name: str
@@ -45,14 +46,11 @@ class Command(NamedTuple):
     sizes: tuple[int, ...] = (OLD,)
     images: tuple[str, ...] = ("small",)
     deletes: bytes = b""
+    damaged: bool = False
 
 
-def _create(client: Client) -> Operation:
-    return client.create_vm(VmSpec(name="b", image="small", vcpu=1, memory_mib=128, work_disk_bytes=NEW))
-
-
-def _create_with_volume(client: Client) -> Operation:
-    return client.create_vm(VmSpec(name="b", image="small", vcpu=1, memory_mib=128, volume="v"))
+def _create(**changes: Any) -> Callable[[Client], Operation]:
+    return lambda client: client.create_vm(small_vm("b", **{"work_disk_bytes": NEW, **changes}))
 
 
 def _grow(client: Client) -> Operation:
@@ -67,19 +65,23 @@ def _change_both(client: Client) -> Operation:
     return client.set_vm("a", VmChange(work_disk_bytes=NEWER, image="other"))
 
 
-CREATE = Command("create", _create)
 SET_IMAGE = Command("set --image", _change_image, images=("small", "other"))
+START = Command("start", lambda client: client.change_vm("a", "start"))
 DELETE = Command("delete", lambda client: client.delete_vm("a"), deletes=A)
 KEEP = Command("delete --keep-work-disk", lambda client: client.delete_vm("a", keep_work_disk=True))
 COMMANDS = (
-    CREATE,
-    Command("create beside a VM that runs", _create, running=True),
-    Command("create --volume", _create_with_volume),
+    Command("create", _create()),
+    Command("create beside a VM that runs", _create(), running=True),
+    Command("create of an older image", _create(image="older")),
+    Command("create of an image for another key", _create(image="foreign")),
+    Command("create --engine firecracker", _create(engine="firecracker")),
+    Command("create --volume", _create(work_disk_bytes=None, volume="v")),
     SET_IMAGE,
     Command("set --work-disk", _grow, sizes=(OLD, NEW)),
     Command("set --work-disk, running", _grow, running=True, sizes=(OLD, NEW)),
     Command("set both", _change_both, sizes=(OLD, NEWER), images=("small", "other")),
-    Command("start", lambda client: client.change_vm("a", "start")),
+    START,
+    START._replace(name="start with a damaged work disk", damaged=True),
     Command("restart --force", lambda client: client.change_vm("a", "restart", force=True), running=True),
     Command("stop", lambda client: client.change_vm("a", "stop", force=False), running=True),
     DELETE,
@@ -164,6 +166,8 @@ class Scene:
         if command.running:
             self.home.done(lambda: self.home.client.change_vm("a", "start"))
             (self.home.notes / "requests").unlink()
+        if command.damaged:
+            damage(self.home.paths.vm(self.home.client.show_vm("a")["id"]).work_disk)
 
     def _plan(self, plan: Plan) -> None:
         (self.home.notes / "plan").write_bytes(msgspec.json.encode(plan))
@@ -183,22 +187,27 @@ class Scene:
         if not self.home.start_daemon(point.again):
             self.home.start_daemon()
         self._check_told(outcome)
-        self._check(point.command)
+        self._check(point.command, fresh=True)
         self._finish(point.command)
 
     def _check_told(self, outcome: Outcome) -> None:
-        if outcome.begun:
-            operation = self.home.client.show_operation(outcome.begun)
-            if outcome.lost:
-                # at the very end, the operation is stored before its last event is told
-                assert operation.state in (OperationState.INTERRUPTED, OperationState.DONE, OperationState.FAILED)
-            if any(line.startswith("daemon at") for line in self.home.note("fired")[:1]) and outcome.lost:
-                assert operation.state is OperationState.INTERRUPTED or "step" not in self.home.note("fired")[0]
-            assert operation.state is OperationState.DONE or operation.error, operation
+        """What the daemon did not live to see is told as interrupted, and everybody who follows it hears of its end."""
+        if not outcome.begun:
+            return
+        operation = self.home.client.show_operation(outcome.begun)
+        *_, last = self.home.client.follow(outcome.begun)
+        assert (last.kind, last.data["state"]) == (EventKind.END, operation.state)
+        if outcome.operation is not None:
+            assert operation.state is outcome.operation.state
+        assert operation.state is OperationState.DONE or operation.error, operation
+        if operation.state is OperationState.INTERRUPTED:
+            assert outcome.operation is None
+            assert operation.error is not None
+            assert operation.error["hint"]
 
-    def _check(self, command: Command) -> None:
+    def _check(self, command: Command, *, fresh: bool = False) -> None:
         """Old or new, and what must not be lost in exactly one place."""
-        found = self.home.check()
+        found = self.home.check(fresh=fresh, damaged=command.damaged)
         wanted = {A, V} - ({command.deletes} if command.deletes and command.deletes not in found.kept else set())
         assert sorted(found.kept) == sorted(wanted)
         assert set(found.volumes) <= {"a", "v"}

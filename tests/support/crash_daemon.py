@@ -212,7 +212,7 @@ class Crashes:
         def emit(operations: Operations, operation_id: str, kind: EventKind, data: dict[str, Any]) -> None:
             real(operations, operation_id, kind, data)
             self.passed("event", f"{kind} {data.get('stage', '')}")
-            if kind is EventKind.END:
+            if kind is EventKind.END and not operations.running:
                 self.disarm()
 
         _replace(Operations, "_emit", emit)

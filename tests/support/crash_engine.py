@@ -21,7 +21,7 @@ from banger.guest.agent.jsonlite import decode
 from banger.guest.agent.server import Options, Server
 from banger.guest.protocol import AGENT_PORT, READY_PORT, READY_WORD
 
-VERDICT = '{"accelerator": "tcg", "reason": "pretended by a test", "qemu_version": "0"}'
+VERDICT = '{"accelerator": "kvm", "reason": "pretended by a test", "qemu_version": "0"}'
 _INCOMPAT, _NEEDS_RECOVERY = 1024 + 0x60, 0x4
 
 
@@ -167,7 +167,7 @@ class Engine:
         body = decode(request.body) if request.body else {}
         assert isinstance(body, dict)
         if request.path == "/version":
-            return {"firecracker_version": "1.12.0"}
+            return {"firecracker_version": "1.15.1"}
         if request.path == "/":
             return {"id": self._vm_id, "state": self._state, "vmm_version": "1", "app_name": "pretended"}
         if request.path.startswith("/drives/") and request.method == "PUT":

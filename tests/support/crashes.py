@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import struct
@@ -14,30 +15,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from banger.client.api import Client
 from banger.client.transport import DaemonLost, DaemonUnreachable
-from banger.images.catalog import measure_parts, publish, workspace
-from banger.images.work_seed import make_work_seed
+from banger.config import Settings
+from banger.images.catalog import find_image, part_path
 from banger.model.documents import VmDocument
 from banger.model.errors import BangerError
-from banger.model.image import WORK_SEED, Image
+from banger.model.image import WORK_SEED
 from banger.model.operation import Operation, OperationState
 from banger.model.vm import VmSpec
 from banger.paths import ROOTS, Paths
-from banger.system.ext4 import make_ext4
+from banger.service.bundle import RuntimeBundle
+from banger.system.files import in_thread
 from banger.system.host import start_ticks
-from tests.support.crash_daemon import Plan
+from tests.support.crash_daemon import ENGINE, Plan
 from tests.support.crash_engine import needs_replay
 from tests.support.home import Home
+from tests.unit.images.tiny import key, make_image
 
 ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
 SETTINGS = "disk_reserve_mib = 0\nhealth_period_s = 3600.0\nboot_timeout_s = 20.0\nstop_timeout_s = 5.0\n"
-IMAGES = ("small", "other")
+FOREIGN = key("F")
 OLD, NEW, NEWER = 80 * MIB, 96 * MIB, 112 * MIB
 KEPT = "/kept"
 # a block each
@@ -52,25 +55,12 @@ def output(*argv: str, input: str | None = None) -> str:
 
 
 async def make_images(paths: Paths) -> None:
-    """Two that differ in nothing but their size; no machine could boot from them."""
-    for number, name in enumerate(IMAGES):
-        async with workspace(paths) as work:
-            out, home = work / "image", work / "root"
-            out.mkdir()
-            (home / ".ssh").mkdir(parents=True)
-            (home / ".ssh/authorized_keys").write_text("ssh-ed25519 AAAA banger\n")
-            (out / "vmlinux").write_bytes(b"kernel")
-            (out / "initramfs.cpio").write_bytes(b"initramfs")
-            await make_ext4(out / "root.ext4", (16 + number) * MIB, label="root", tree=home)
-            await make_work_seed(home, out / "work-seed.ext4")
-            files = {"root": out / "root.ext4", "kernel": out / "vmlinux", "initramfs": out / "initramfs.cpio"}
-            files[WORK_SEED] = out / "work-seed.ext4"
-            image = Image(
-                name=name, distro="debian", release="12", kernel_release="6", boot_args="rootfstype=ext4",
-                parts=measure_parts(out, files), packages=0, created_at="2026-01-01T00:00:00+00:00", origin="test",
-                needs_acpi=True, init_version=2,
-            )  # fmt: skip
-            publish(paths, image, out)
+    """Two that are as they should be, one of an older banger, one that lets in another key."""
+    bundle = RuntimeBundle(paths, Settings())
+    await bundle.open()
+    key = await bundle.key()
+    for name, let_in, older in (("small", key, 0), ("other", key, 0), ("older", key, 1), ("foreign", FOREIGN, 0)):
+        await in_thread(make_image, paths, name, f"{let_in.line}\n", seed_key=let_in.fingerprint, older=bool(older))
 
 
 def keep_something_in(disk: Path, content: bytes) -> None:
@@ -83,6 +73,11 @@ def keep_something_in(disk: Path, content: bytes) -> None:
     output("debugfs", "-w", "-f", "-", str(disk), input=f"jo\njw -b {block} {new}\njc\n")
     old.unlink()
     new.unlink()
+
+
+def small_vm(name: str, **changes: Any) -> VmSpec:
+    spec = VmSpec(name=name, image="small", vcpu=1, memory_mib=128, engine="qemu")
+    return msgspec.structs.replace(spec, **changes)
 
 
 def read_overlay(path: Path) -> tuple[str, int]:
@@ -122,6 +117,11 @@ class Outcome(NamedTuple):
     begun: str = ""  # the id of the operation that was begun
 
 
+def damage(disk: Path) -> None:
+    """What e2fsck mends, and the guest's kernel has noted."""
+    output("debugfs", "-w", "-f", "-", str(disk), input=f"sif {KEPT} links_count 3\nssv state 2\n")
+
+
 class Found(NamedTuple):
     """What there is: VMs by name, names of volumes, and for each work disk what is in it that must not be lost."""
 
@@ -131,7 +131,7 @@ class Found(NamedTuple):
 
 
 class CrashHome:
-    """A home with two images and three things that do not run: the VM `a`, the VM `c` without a work disk, and the
+    """A home with images and three things that do not run: the VM `a`, the VM `c` without a work disk, and the
     volume `v`. What is in the work disk, and in the volume, must never be lost.
     """
 
@@ -144,16 +144,17 @@ class CrashHome:
         self._life: Life | None = None
         for directory in (self.home.state, self.notes):
             directory.mkdir(mode=0o700)
+        path = f"{self._programs()}:{os.environ['PATH']}"
         self._zygote = subprocess.Popen(
             [sys.executable, "-m", "tests.support.crash_daemon", str(self.notes)],
-            env={**self.home.env, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
+            env={**self.home.env, "PATH": path, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
             asyncio.run(make_images(self.paths))
             self.start_daemon()
             for name, size in (("a", OLD), ("c", 0), ("v", OLD)):
-                spec = VmSpec(name=name, image="small", vcpu=1, memory_mib=128, work_disk_bytes=size)
+                spec = small_vm(name, work_disk_bytes=size)
                 self.done(lambda spec=spec: self.client.create_vm(spec))  # type: ignore[misc]
                 self.done(lambda name=name: self.client.change_vm(name, "stop", force=True))  # type: ignore[misc]
             keep_something_in(self.paths.vm(self.client.show_vm("a")["id"]).work_disk, A)
@@ -164,6 +165,16 @@ class CrashHome:
         except BaseException:
             self.close()
             raise
+
+    def _programs(self) -> Path:
+        """A directory with a firecracker, which reads no overlays."""
+        directory = self.home.root / "bin"
+        directory.mkdir()
+        script = directory / "firecracker"
+        engine = shlex.join((sys.executable, "-I", "-S", str(ENGINE), str(self.notes)))
+        script.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "Firecracker v1.15.1" || exec {engine} "$@"\n')
+        script.chmod(0o755)
+        return directory
 
     def close(self) -> None:
         if self._life is not None:
@@ -219,7 +230,12 @@ class CrashHome:
         try:
             for _ in self.client.follow(begun.id):
                 pass
-            return Outcome(operation=self.client.show_operation(begun.id), begun=begun.id)
+            told = self.client.show_operation(begun.id)
+            for other in self.client.list_operations():
+                # what it has begun in the background belongs to it
+                for _ in self.client.follow(other.id):
+                    pass
+            return Outcome(operation=told, begun=begun.id)
         except (DaemonLost, DaemonUnreachable):
             self._ended()
             return Outcome(lost=True, begun=begun.id)
@@ -263,8 +279,12 @@ class CrashHome:
 
     # what must hold
 
-    def check(self) -> Found:
-        """Assert that all is whole and nothing left over."""
+    def check(self, *, fresh: bool = False, damaged: bool = False) -> Found:
+        """Assert that all is whole and nothing left over.
+
+        `fresh`: the daemon has just been started, and nothing has been replaced since. `damaged`: the work disk of
+        `a` need not be whole.
+        """
         vms = {vm["name"]: vm for vm in self.client.list_vms()}
         ids = {vm["id"] for vm in vms.values()}
         for vm in vms.values():
@@ -277,21 +297,27 @@ class CrashHome:
         hidden = [path for path in self.home.state.rglob(".*") if path.name != ".lock"]
         assert not hidden, f"temporary files: {hidden}"
         assert not self.note("faults"), self.note("faults")
+        self._check_owners()
+        self._check_images(fresh=fresh)
         running = [found for found in self.client.list_operations() if found.state is OperationState.RUNNING]
         assert not running, f"operations that nothing works on: {running}"
         volumes = [volume["name"] for volume in self.client.list_volumes()]
         assert sorted(volumes) == sorted(path.name for path in self.paths.volumes.glob("*")), "a damaged volume"
-        kept = [self._read_kept(disk) for disk in self.home.state.glob("v*/*/work.ext4")]
+        spared = self.paths.vm(vms["a"]["id"]).work_disk if damaged and "a" in vms else None
+        disks = self.home.state.glob("v*/*/work.ext4")
+        kept = [self._read_kept(disk, whole=disk != spared) for disk in disks]
         return Found(vms, volumes, [content for content in kept if content])
 
     def _check_vm(self, vm: VmDocument) -> None:
         files = self.paths.vm(vm["id"])
-        roots = [files.state / name for name in ROOTS if (files.state / name).exists()]
-        assert roots == [files.root_overlay], roots
-        shared = ["-U"] if vm["state"] == "running" else []
-        output("qemu-img", "check", "-q", *shared, str(files.root_overlay))
-        base, size = read_overlay(files.root_overlay)
-        assert base == str(self.paths.image(vm["image"]).root)
+        (root,) = [files.state / name for name in ROOTS if (files.state / name).exists()]
+        if root == files.root_overlay:
+            output("qemu-img", "check", "-q", *(["-U"] if vm["state"] == "running" else []), str(root))
+            base, size = read_overlay(root)
+            assert base == str(self.paths.image(vm["image"]).root)
+        else:
+            output("e2fsck", "-fn", str(root))
+            size = root.stat().st_size
         assert size == vm["disk_bytes"]
         work = files.work_disk
         assert (work.stat().st_size if work.exists() else 0) == vm["work_disk_bytes"], vm
@@ -299,10 +325,26 @@ class CrashHome:
             health = self.client.vm_health(vm["name"])
             assert health.status == "healthy", health
 
-    def _read_kept(self, disk: Path) -> bytes:
-        """What is in the disk, which must be whole, that must not be lost."""
+    def _check_owners(self) -> None:
+        """Nothing is lent to a program that has ended."""
+        lent = [path for path in self.home.state.rglob("*") if path.lstat().st_uid != os.geteuid()]
+        assert not lent, f"files of others: {lent}"
+
+    def _check_images(self, *, fresh: bool) -> None:
+        for entry in self.client.list_images():
+            image, where = find_image(self.paths, entry["name"]), self.paths.image(entry["name"])
+            wanted = {part.file for part in image.parts.values()} | {where.metadata.name, where.lock.name}
+            left = {path.name for path in where.directory.iterdir()} - wanted
+            assert not left or not fresh, f"files that the image does not name: {left}"
+            if WORK_SEED in image.parts:
+                output("e2fsck", "-fn", str(part_path(self.paths, image, WORK_SEED)))
+        assert len(self.client.list_images()) == len(list(self.paths.images.iterdir()))
+
+    def _read_kept(self, disk: Path, *, whole: bool) -> bytes:
+        """What is in the disk that must not be lost."""
         with self._replayed(disk) as replayed:
-            output("e2fsck", "-fn", str(replayed))
+            if whole:
+                output("e2fsck", "-fn", str(replayed))
             argv = ["debugfs", "-R", f"cat {KEPT}", str(replayed)]
             done = subprocess.run(argv, capture_output=True, check=True, timeout=60)
             assert done.stdout in (b"", A, V), f"{KEPT} in {disk} is damaged"
