@@ -42,7 +42,9 @@ from banger.service.volumes import VolumeService
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
+from banger.system.leftovers import end_left_over
 from banger.system.locks import FileLock
+from banger.system.process import own_programs
 
 BACKLOG = 128
 log = logging.getLogger(__name__)
@@ -66,6 +68,10 @@ class Daemon:
             raise Conflict("a daemon is running already", hint="`banger daemon status` shows it")
         try:
             lock.write(f"{os.getpid()}\n")
+            # first of all: what it is in the middle of would be settled, and it would write on
+            for program in await end_left_over(str(self._paths.daemon_lock)):
+                log.warning("a program of the daemon before this one was still running, and was ended: %s", program)
+            own_programs(str(self._paths.daemon_lock))
             with contextlib.closing(open_database(self._paths.database, spare=True)) as database:
                 self._vms = VmStore(database)
                 self._operations = Operations(OperationStore(database))

@@ -13,6 +13,7 @@ from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.volumes import keep_work_disk
 from banger.store.vms import VmStore
+from banger.system.e2fsprogs import reclaim
 
 log = logging.getLogger(__name__)
 _STARTS = frozenset({"vm.start", "vm.restart"})
@@ -38,6 +39,9 @@ class Reconciler:
             await self._settle(vm, interrupted.get(f"vm/{vm.name}"))
 
     async def _settle(self, vm: Vm, interrupted: Operation | None) -> None:
+        work_disk = self._paths.vm(vm.id).work_disk
+        if work_disk.exists():
+            reclaim(work_disk)  # a program that was ended with the daemon before had it
         if vm.state in (VmState.CREATING, VmState.DELETING):
             log.warning("vm %s: was %s when the daemon ended; removing it", vm.name, vm.state)
             await self._lifecycle.end_engine(vm)

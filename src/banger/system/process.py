@@ -19,6 +19,7 @@ from banger.model.errors import CommandFailed, HostRequirement, Timeout
 
 Session = subprocess.Popen[bytes]
 STDERR_TAIL = 4000
+OWNER = "BANGER_PROGRAM_OF"  # in the environment of every program that `spawn` starts, once `own_programs` was called
 _KEPT = ("HOME", "USER", "LOGNAME", "TMPDIR", "TERM", "LANG", "XDG_", "BANGER_", "PYTHON", "SSL_CERT_", "http_proxy",
          "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
          "npm_config_registry", "NPM_CONFIG_REGISTRY")  # fmt: skip
@@ -42,6 +43,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept["PATH"] = f"{path}:{_PATH}" if path else _PATH
     kept["LC_ALL"] = "C.UTF-8"
     return kept | dict(extra or {})
+
+
+def own_programs(owner: str) -> None:
+    """Mark what `spawn` starts from here on, so that it can be found when we are dead: system/leftovers.py does."""
+    os.environ[OWNER] = owner
 
 
 def find_program(name: str, *, package: str) -> str:
@@ -153,6 +159,8 @@ def spawn_session(
     cwd: str | os.PathLike[str] = "/",
 ) -> Session:
     """Start a process that outlives us, in a session of its own; no stdin unless one is given."""
+    scrubbed = environment(env)
+    scrubbed.pop(OWNER, None)
     try:
         return subprocess.Popen(
             list(argv),
@@ -160,7 +168,7 @@ def spawn_session(
             stdout=stdout,
             stderr=stderr,
             pass_fds=tuple(pass_fds),
-            env=environment(env),
+            env=scrubbed,
             cwd=cwd,
             start_new_session=True,
         )
