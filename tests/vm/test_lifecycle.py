@@ -41,7 +41,7 @@ def nothing_left(home: Home) -> None:
 
 def test_stop_start_and_restart_keep_the_disk(fresh: Home) -> None:
     fresh.run("vm", "create", "--name", "a", "--memory", "512M")
-    fresh.run("vm", "exec", "a", "--", "sh", "-c", "echo kept > /var/lib/marker; sync")
+    fresh.run("vm", "exec", "a", "--", "sh", "-c", "echo kept | tee /var/lib/marker >/root/marker; sync")
     assert "running already" in fresh.error("vm", "start", "a", status=4)
 
     fresh.run("vm", "stop", "a")
@@ -56,7 +56,7 @@ def test_stop_start_and_restart_keep_the_disk(fresh: Home) -> None:
     first = guest_boot_id(fresh, "a")
     fresh.run("vm", "restart", "a", "--force")
     assert guest_boot_id(fresh, "a") != first
-    assert fresh.run("vm", "exec", "a", "cat", "/var/lib/marker").stdout == b"kept\n"
+    assert fresh.run("vm", "exec", "a", "cat", "/var/lib/marker", "/root/marker").stdout == b"kept\nkept\n"
 
     assert "--yes" in fresh.error("vm", "delete", "a", status=2)
     fresh.run("vm", "delete", "a", "--yes")
@@ -64,7 +64,8 @@ def test_stop_start_and_restart_keep_the_disk(fresh: Home) -> None:
 
 
 def test_a_machine_outlives_its_daemon_stopped_or_killed(fresh: Home) -> None:
-    fresh.run("vm", "create", "--name", "a", "--memory", "512M")
+    fresh.run("vm", "create", "--name", "a", "--memory", "512M", "--no-work-disk")
+    assert fresh.run("vm", "exec", "a", "--", "findmnt", "-no", "TARGET", "-T", "/root").stdout == b"/\n"
     guest, before = guest_boot_id(fresh, "a"), fresh.json("vm", "show", "a")
     fresh.run("daemon", "stop")
     assert psutil.pid_exists(before["engine_pid"])
@@ -73,6 +74,8 @@ def test_a_machine_outlives_its_daemon_stopped_or_killed(fresh: Home) -> None:
     assert after["uptime_s"] > before["uptime_s"]
     fresh.kill_daemon()
     assert guest_boot_id(fresh, "a") == guest
+    assert fresh.json("vm", "show", "a")["work_disk_bytes"] == 0
+    assert "no work disk" in fresh.error("vm", "set", "a", "--work-disk", "9G", status=4)
     fresh.run("vm", "stop", "a")
     assert fresh.json("vm", "show", "a")["state"] == "stopped"
 
