@@ -10,29 +10,29 @@ from pathlib import Path
 
 from banger.model.capacity import Extent, Used
 from banger.paths import DISKS
-from banger.system.extents import shared_extents
+from banger.storage.sharing import SharedOf
 
-_RAW = ".ext4"  # a disk that may be a clone of another; a qcow2 overlay owns all blocks that it has
+_RAW = ".ext4"  # a disk that may be a clone of another; what an overlay or a dm-snapshot has is its own
 _File = tuple[str, os.stat_result]
 
 
-def measure_disks(directory: str, device: int) -> Used:
+def measure_disks(directory: str, device: int, shared_of: SharedOf) -> Used:
     """What a VM's disks take; `device` is the number of the filesystem that is accounted for.
 
     What is gone, or not there yet, takes nothing.
     """
-    return _sum(_existing(f"{directory}/{name}" for name in DISKS), device)
+    return _sum(_existing(f"{directory}/{name}" for name in DISKS), device, shared_of)
 
 
-def measure(directory: Path | str, device: int) -> Used:
+def measure(directory: Path | str, device: int, shared_of: SharedOf) -> Used:
     """What all files in a directory, and below it, take; files may come and go meanwhile.
 
     Links are not followed, but the directory may be one.
     """
-    return _sum(_below(os.fspath(directory)), device)
+    return _sum(_below(os.fspath(directory)), device, shared_of)
 
 
-def _sum(files: Iterable[_File], device: int) -> Used:
+def _sum(files: Iterable[_File], device: int, shared_of: SharedOf) -> Used:
     allocated = elsewhere = 0
     shared: list[Extent] = []
     for path, seen in files:
@@ -43,7 +43,7 @@ def _sum(files: Iterable[_File], device: int) -> Used:
             continue
         allocated += seen.st_blocks * 512
         if path.endswith(_RAW):
-            shared += shared_extents(path)
+            shared += shared_of(path, seen)
     return Used(allocated, elsewhere, tuple(shared))
 
 
