@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from banger.config import Settings
-from banger.model.capacity import Capacity, Filesystem, Host, Taken, Used, summarize
+from banger.model.capacity import Capacity, Filesystem, Host, Taken, summarize
 from banger.model.sizes import MIB
 from banger.model.vm import Vm, VmState
 from banger.paths import Paths
@@ -45,18 +45,16 @@ class CapacityService:
 
     def _taken(self, vms: Sequence[Vm], shared_of: SharedOf) -> Taken:
         paths, device = self._paths, self._paths.state.stat().st_dev
-        directory = str(paths.vms)
+        disks = measure_disks(str(paths.vms), [vm.id for vm in vms], device, shared_of)
         return Taken(
             [(path.name, measure(path, device, shared_of)) for path in _directories(paths.images)],
-            [(vm, _of_vm(vm, f"{directory}/{vm.id}", device, shared_of)) for vm in vms],
+            [
+                # a disk that is being copied has a name of its own yet
+                (vm, measure(paths.vm(vm.id).state, device, shared_of) if vm.state is VmState.CREATING else used)
+                for vm, used in zip(vms, disks, strict=True)
+            ],
             [(path.name, measure(path, device, shared_of)) for path in _directories(paths.volumes)],
         )
-
-
-def _of_vm(vm: Vm, directory: str, device: int, shared_of: SharedOf) -> Used:
-    # a disk that is being copied has a name of its own yet
-    creating = vm.state is VmState.CREATING
-    return measure(directory, device, shared_of) if creating else measure_disks(directory, device, shared_of)
 
 
 def _directories(path: Path) -> list[Path]:

@@ -86,40 +86,41 @@ class _Look:
     """
 
     def __init__(self, before: dict[int, _Seen], read: Callable[[str], Extents], now: float) -> None:
-        self._before = before
+        self._before = {inode: seen for inode, seen in before.items() if 0 <= now - seen.read_at < _REMEMBERED_S}
         self._read = read
         self._now = now
         self._left = _REMEMBERED_EXTENTS
-        self._all: set[Extent] = set()
-        self._new: set[Extent] = set()
+        self._all: dict[int, Extents] = {}
+        self._new: dict[Extents, Extents] = {}
         self.seen: dict[int, _Seen] = {}
         self.recalled = False
 
     def extents(self, path: str, stat: os.stat_result) -> Extents:
-        known = self._before.get(stat.st_ino)
-        if known is not None and self._holds(known, stat):
+        inode, changed_ns = stat.st_ino, stat.st_ctime_ns
+        known = self._before.get(inode)
+        if known is not None and known.changed_ns == changed_ns and known.blocks == stat.st_blocks:
             self.recalled = True
+            extents = known.extents
         else:
-            known = _Seen(self._now, stat.st_ctime_ns, stat.st_blocks, self._read(path))
-            self._new.update(known.extents)
-        self._all.update(known.extents)
-        self._left -= len(known.extents)
-        if self._left >= 0 and known.read_at - stat.st_ctime_ns / 1e9 >= _WRITTEN_OUT_S:
-            self.seen[stat.st_ino] = known
-        return known.extents
-
-    def _holds(self, known: _Seen, stat: os.stat_result) -> bool:
-        unchanged = known.changed_ns == stat.st_ctime_ns and known.blocks == stat.st_blocks
-        return unchanged and 0 <= self._now - known.read_at < _REMEMBERED_S
+            extents = self._read(path)
+            extents = self._new.setdefault(extents, extents)  # fresh clones have the same ones: kept once
+            settled = self._now - changed_ns / 1e9 >= _WRITTEN_OUT_S
+            known = _Seen(self._now, changed_ns, stat.st_blocks, extents) if settled else None
+        self._all[id(extents)] = extents
+        if known is not None and (left := self._left - len(extents)) >= 0:
+            self._left = left
+            self.seen[inode] = known
+        return extents
 
     def has_news(self, shared: Ranges) -> bool:
         """Whether a file that was read has shared extents that are not in `shared`, which is used up."""
-        return any(shared.add(start, start + length) < length for start, length in self._new)
+        new = set().union(*self._new)
+        return any(shared.add(start, start + length) < length for start, length in new)
 
     def shared(self) -> Ranges:
         """What any file shares."""
         ranges = Ranges()
-        for start, length in sorted(self._all):
+        for start, length in sorted(set().union(*self._all.values())):
             ranges.add(start, start + length)
         return ranges
 

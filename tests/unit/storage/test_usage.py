@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from banger.model.capacity import Extent, Used
+from banger.storage.sharing import SharedOf
 from banger.storage.usage import measure, measure_disks
 from banger.system.extents import shared_extents
 
@@ -19,6 +20,11 @@ def device(tmp_path: Path) -> int:
 
 def nothing_shared(_path: str, _stat: os.stat_result) -> tuple[Extent, ...]:
     return ()
+
+
+def disks_of(directory: Path, device: int, shared_of: SharedOf) -> Used:
+    (used,) = measure_disks(str(directory.parent), [directory.name], device, shared_of)
+    return used
 
 
 def written(path: Path, kib: int) -> int:
@@ -48,15 +54,16 @@ def test_everything_below_the_directory_counts(tmp_path: Path, device: int) -> N
 
 def test_a_vms_disks_are_its_root_and_its_work_disk(tmp_path: Path, device: int) -> None:
     written(tmp_path / "console.log", 20)
-    assert measure_disks(str(tmp_path), device, nothing_shared) == Used()
+    assert disks_of(tmp_path, device, nothing_shared) == Used()
     overlay = written(tmp_path / "root.qcow2", 100)
-    assert measure_disks(str(tmp_path), device, nothing_shared) == Used(overlay)
+    assert disks_of(tmp_path, device, nothing_shared) == Used(overlay)
     copy = written(tmp_path / "root.ext4", 300)
-    assert measure_disks(str(tmp_path), device, nothing_shared).allocated == overlay + copy
-    assert measure_disks(str(tmp_path), device + 1, nothing_shared) == Used(0, overlay + copy)
+    assert disks_of(tmp_path, device, nothing_shared).allocated == overlay + copy
+    assert disks_of(tmp_path, device + 1, nothing_shared) == Used(0, overlay + copy)
     changes, work = written(tmp_path / "root.cow", 40), written(tmp_path / "work.ext4", 60)
-    assert measure_disks(str(tmp_path), device, nothing_shared).allocated == overlay + copy + changes + work
-    assert measure_disks(str(tmp_path / "gone"), device, nothing_shared) == Used()
+    assert disks_of(tmp_path, device, nothing_shared).allocated == overlay + copy + changes + work
+    assert disks_of(tmp_path / "gone", device, nothing_shared) == Used()
+    assert disks_of(tmp_path / "gone" / "too", device, nothing_shared) == Used()
 
 
 def test_only_raw_disks_are_asked_for_what_they_share(tmp_path: Path, device: int) -> None:
@@ -68,9 +75,9 @@ def test_only_raw_disks_are_asked_for_what_they_share(tmp_path: Path, device: in
 
     for name in ("root.qcow2", "root.ext4", "root.cow", "work.ext4"):
         written(tmp_path / name, 20)
-    assert len(measure_disks(str(tmp_path), device, shared_of).shared) == 2
+    assert len(disks_of(tmp_path, device, shared_of).shared) == 2
     assert asked == [(name, (tmp_path / name).stat().st_ino) for name in ("root.ext4", "work.ext4")]
-    assert measure_disks(str(tmp_path), device + 1, shared_of).shared == ()
+    assert disks_of(tmp_path, device + 1, shared_of).shared == ()
 
 
 def test_links_and_pipes_take_nothing(tmp_path: Path, device: int) -> None:
