@@ -16,8 +16,8 @@ from banger.storage.overlays import create_root_raw
 from banger.system.ext4 import check_ext4, make_ext4
 from banger.system.files import allocated_bytes
 from banger.system.loop import loop_device
+from tests.support.filesystems import mounted_or_skip
 from tests.support.mapper import install
-from tests.support.mounted import mounted
 from tests.unit.storage.test_root_raw import Room, Told, names
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="mounts are root's")]
@@ -27,13 +27,13 @@ VM = "0123456789ab"
 
 @pytest.fixture(params=["btrfs", "xfs"])
 def sharing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    with mounted(request.param, tmp_path, 512) as point:
+    with mounted_or_skip(request.param, tmp_path, 512 * MIB) as point:
         yield point / "here"
 
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[Path]:
-    with mounted("ext4", tmp_path, 512) as point:
+    with mounted_or_skip("ext4", tmp_path, 512 * MIB) as point:
         yield point / "here"
 
 

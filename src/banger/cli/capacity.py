@@ -1,7 +1,7 @@
 """How capacity looks to a person: what can still be used first, then who has the rest, the largest first."""
 
 from banger.cli.render import facts, table
-from banger.model.capacity import Capacity, DiskCapacity, VmCapacity
+from banger.model.capacity import Capacity, DiskCapacity, ImageCapacity, VmCapacity, VolumeCapacity
 from banger.model.sizes import MIB, show_size
 from banger.model.text import harmless
 
@@ -20,7 +20,7 @@ def print_capacity(capacity: Capacity) -> None:
     )
     if disk.elsewhere_bytes:
         print(f"on other filesystems: {show_size(disk.elsewhere_bytes)} more, not counted above")
-    if capacity.vms or capacity.images:
+    if capacity.vms or capacity.images or capacity.volumes:
         print()
         _print_takers(capacity)
 
@@ -37,7 +37,7 @@ def _takers(disk: DiskCapacity) -> str:
     kept = f", {show_size(disk.kept_bytes)} kept by the filesystem" if disk.kept_bytes else ""
     return (
         f"{show_size(disk.vms_bytes)} VMs, {show_size(disk.images_bytes)} images, "
-        f"{show_size(disk.others_bytes)} others{kept}"
+        f"{show_size(disk.volumes_bytes)} volumes, {show_size(disk.others_bytes)} others{kept}"
     )
 
 
@@ -71,16 +71,16 @@ def _print_takers(capacity: Capacity) -> None:
                 show_size(shared) if shared else "-",
             )
         )
-    rows += [
-        (harmless(f"image {image.name}"), "", "", "", show_size(image.allocated_bytes - image.shared_bytes), "")
-        for image in capacity.images
-    ]
+    for noun, others in (("image", capacity.images), ("volume", capacity.volumes)):
+        rows += [
+            (harmless(f"{noun} {other.name}"), "", "", "", show_size(_own(other)), _shared(other)) for other in others
+        ]
     table(("NAME", "STATE", "VCPU", "MEMORY", "DISK", "SHARED"), rows)
 
 
-def _own(vm: VmCapacity) -> int:
-    return vm.allocated_bytes - vm.shared_bytes
+def _own(one: VmCapacity | ImageCapacity | VolumeCapacity) -> int:
+    return one.allocated_bytes - one.shared_bytes
 
 
-def _shared(vm: VmCapacity) -> str:
-    return show_size(vm.shared_bytes) if vm.shared_bytes else "-"
+def _shared(one: VmCapacity | ImageCapacity | VolumeCapacity) -> str:
+    return show_size(one.shared_bytes) if one.shared_bytes else "-"

@@ -17,7 +17,7 @@ class Extent(NamedTuple):
 
 
 class Used(NamedTuple):
-    """What the files of one VM or image take, in bytes, holes not counted.
+    """What the files of one VM, image or volume take, in bytes, holes not counted.
 
     allocated   on the filesystem that holds the state directory
     elsewhere   on other filesystems
@@ -56,16 +56,17 @@ class MemoryCapacity(msgspec.Struct, frozen=True, kw_only=True):
 class DiskCapacity(msgspec.Struct, frozen=True, kw_only=True):
     """The filesystem that holds the state directory `path`; bytes.
 
-    vms, images, others, kept and free add up to the total; bytes that several files share are counted once.
+    vms, images, volumes, others, kept and free add up to the total; bytes that several files share are counted once.
     `kept` is what the filesystem keeps for root. `room` is what is free above the reserve. `promised` is the sum of
-    the VMs' disks as their guests see them, `overcommit` how many times that is what they have and could get.
-    `elsewhere` is what VMs and images have on other filesystems, in none of the other numbers.
+    the VMs' disks, root and work, as their guests see them, `overcommit` how many times that is what they have and
+    could get. `elsewhere` is what all of them have on other filesystems, in none of the other numbers.
     """
 
     path: str
     total_bytes: int
     vms_bytes: int
     images_bytes: int
+    volumes_bytes: int
     others_bytes: int
     kept_bytes: int
     free_bytes: int
@@ -77,8 +78,9 @@ class DiskCapacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmCapacity(msgspec.Struct, frozen=True, kw_only=True):
-    """One VM. `allocated_bytes` is what its disks take; `shared_bytes` is the part of it that is counted for its image,
-    or for another VM, already: deleting the VM frees the rest. `reserves`: its vCPUs and memory are taken now.
+    """One VM. `disk_bytes` and `work_disk_bytes` are the sizes that its guest sees. `allocated_bytes` is what its disks
+    take; `shared_bytes` is the part of it that is counted for its image, or for another VM, already: deleting the VM
+    frees the rest. `reserves`: its vCPUs and memory are taken now.
     """
 
     id: str
@@ -87,6 +89,7 @@ class VmCapacity(msgspec.Struct, frozen=True, kw_only=True):
     vcpu: int
     memory_mib: int
     disk_bytes: int
+    work_disk_bytes: int
     allocated_bytes: int
     shared_bytes: int
     reserves: bool
@@ -94,6 +97,14 @@ class VmCapacity(msgspec.Struct, frozen=True, kw_only=True):
 
 class ImageCapacity(msgspec.Struct, frozen=True, kw_only=True):
     """One image, likewise; shared with an image that comes before it."""
+
+    name: str
+    allocated_bytes: int
+    shared_bytes: int
+
+
+class VolumeCapacity(msgspec.Struct, frozen=True, kw_only=True):
+    """One volume, likewise; shared with an image, a VM, or a volume that comes before it."""
 
     name: str
     allocated_bytes: int
@@ -112,7 +123,7 @@ class TotalCapacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `GET /capacity`; VMs and images by name."""
+    """The answer of `GET /capacity`; VMs, images and volumes by name."""
 
     cpu: CpuCapacity
     memory: MemoryCapacity
@@ -120,6 +131,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     total: TotalCapacity
     vms: tuple[VmCapacity, ...]
     images: tuple[ImageCapacity, ...]
+    volumes: tuple[VolumeCapacity, ...]
 
 
 class Host(NamedTuple):
@@ -130,6 +142,17 @@ class Host(NamedTuple):
     filesystem: Filesystem
 
 
+class Taken(NamedTuple):
+    """What was measured, in the order in which shared bytes are counted; `volumes` by name, as `images`."""
+
+    images: Sequence[tuple[str, Used]] = ()
+    vms: Sequence[tuple[Vm, Used]] = ()
+    volumes: Sequence[tuple[str, Used]] = ()
+
+
+_Rows = tuple[Sequence[VmCapacity], Sequence[ImageCapacity], Sequence[VolumeCapacity]]
+
+
 def reserves(vm: Vm) -> bool:
     """Whether a VM's vCPUs and memory are taken: it runs, is paused (its memory stays), or is about to run."""
     return vm.process is not None or vm.state in LIVE or vm.state is VmState.CREATING
@@ -138,7 +161,7 @@ def reserves(vm: Vm) -> bool:
 def shared_before(files: Iterable[Sequence[Extent]]) -> list[int]:
     """For each file, how many bytes of its extents a file before it, or itself, has already."""
     known: set[Extent] = set()
-    covered = _Covered()
+    covered = Ranges()
     found = []
     for extents in files:
         again = 0
@@ -152,8 +175,8 @@ def shared_before(files: Iterable[Sequence[Extent]]) -> list[int]:
     return found
 
 
-class _Covered:
-    """Ranges that do not touch, in order."""
+class Ranges:
+    """Ranges of bytes, in order; those that touch are one."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -175,37 +198,32 @@ def ratio(part: int, whole: int) -> float:
     return round(part / whole, 2) if whole > 0 else 0.0
 
 
-def summarize(
-    path: str, host: Host, reserve: int, images: Sequence[tuple[str, Used]], vms: Sequence[tuple[Vm, Used]]
-) -> Capacity:
+def summarize(path: str, host: Host, reserve: int, taken: Taken) -> Capacity:
     """All of it from what was measured. Images come first: what a VM shares with one is the image's."""
-    uses = [used for _, used in (*images, *vms)]
+    images, vms, volumes = taken
+    uses = [used for _, used in (*images, *vms, *volumes)]
     # a file that was written meanwhile may share more than it was seen to have
-    again = [
-        min(shared, used.allocated)
-        for shared, used in zip(shared_before(used.shared for used in uses), uses, strict=True)
-    ]
-    image_rows = tuple(
-        ImageCapacity(name=name, allocated_bytes=used.allocated, shared_bytes=shared)
-        for (name, used), shared in zip(images, again[: len(images)], strict=True)
+    again = iter(
+        [min(shared, used.allocated) for shared, used in zip(shared_before(u.shared for u in uses), uses, strict=True)]
     )
-    vm_rows = tuple(_row(vm, used, shared) for (vm, used), shared in zip(vms, again[len(images) :], strict=True))
+    image_rows = tuple(
+        ImageCapacity(name=name, allocated_bytes=used.allocated, shared_bytes=next(again)) for name, used in images
+    )
+    vm_rows = tuple(_row(vm, used, next(again)) for vm, used in vms)
+    volume_rows = tuple(
+        VolumeCapacity(name=name, allocated_bytes=used.allocated, shared_bytes=next(again)) for name, used in volumes
+    )
     running = [row for row in vm_rows if row.reserves]
     vcpu, memory = sum(row.vcpu for row in running), sum(row.memory_mib for row in running)
+    rows, elsewhere = (vm_rows, image_rows, volume_rows), sum(used.elsewhere for used in uses)
     return Capacity(
         cpu=CpuCapacity(host=host.cpus, reserved=vcpu, overcommit=ratio(vcpu, host.cpus)),
         memory=MemoryCapacity(host_mib=host.memory_mib, reserved_mib=memory, overcommit=ratio(memory, host.memory_mib)),
-        disk=_disk(path, host.filesystem, reserve, image_rows, vm_rows, sum(used.elsewhere for used in uses)),
-        total=TotalCapacity(
-            vms=len(vm_rows),
-            running=len(running),
-            vcpu=sum(row.vcpu for row in vm_rows),
-            memory_mib=sum(row.memory_mib for row in vm_rows),
-            allocated_bytes=sum(row.allocated_bytes for row in vm_rows),
-            own_bytes=sum(row.allocated_bytes - row.shared_bytes for row in vm_rows),
-        ),
+        disk=_disk(path, host.filesystem, reserve, rows, elsewhere),
+        total=_total(vm_rows, len(running)),
         vms=vm_rows,
         images=image_rows,
+        volumes=volume_rows,
     )
 
 
@@ -217,30 +235,40 @@ def _row(vm: Vm, used: Used, shared: int) -> VmCapacity:
         vcpu=vm.vcpu,
         memory_mib=vm.memory_mib,
         disk_bytes=vm.disk_bytes,
+        work_disk_bytes=vm.work_disk_bytes,
         allocated_bytes=used.allocated,
         shared_bytes=shared,
         reserves=reserves(vm),
     )
 
 
-def _disk(
-    path: str,
-    filesystem: Filesystem,
-    reserve: int,
-    images: Sequence[ImageCapacity],
-    vms: Sequence[VmCapacity],
-    elsewhere: int,
-) -> DiskCapacity:
-    of_vms = sum(vm.allocated_bytes - vm.shared_bytes for vm in vms)
-    of_images = sum(image.allocated_bytes - image.shared_bytes for image in images)
-    promised = sum(vm.disk_bytes for vm in vms)
+def _total(vms: Sequence[VmCapacity], running: int) -> TotalCapacity:
+    return TotalCapacity(
+        vms=len(vms),
+        running=running,
+        vcpu=sum(vm.vcpu for vm in vms),
+        memory_mib=sum(vm.memory_mib for vm in vms),
+        allocated_bytes=sum(vm.allocated_bytes for vm in vms),
+        own_bytes=_own(vms),
+    )
+
+
+def _own(rows: Sequence[VmCapacity | ImageCapacity | VolumeCapacity]) -> int:
+    return sum(row.allocated_bytes - row.shared_bytes for row in rows)
+
+
+def _disk(path: str, filesystem: Filesystem, reserve: int, rows: _Rows, elsewhere: int) -> DiskCapacity:
+    vms, images, volumes = rows
+    of_vms, of_images, of_volumes = _own(vms), _own(images), _own(volumes)
+    promised = sum(vm.disk_bytes + vm.work_disk_bytes for vm in vms)
     return DiskCapacity(
         path=path,
         total_bytes=filesystem.total,
         vms_bytes=of_vms,
         images_bytes=of_images,
+        volumes_bytes=of_volumes,
         # blocks that are promised and not written yet may be in a file and not in the filesystem's count
-        others_bytes=max(0, filesystem.used - of_vms - of_images),
+        others_bytes=max(0, filesystem.used - of_vms - of_images - of_volumes),
         kept_bytes=max(0, filesystem.total - filesystem.used - filesystem.free),
         free_bytes=filesystem.free,
         reserve_bytes=reserve,

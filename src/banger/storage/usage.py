@@ -4,58 +4,61 @@ Paths are plain text here: there may be a thousand VMs, and making a `Path` cost
 """
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from stat import S_ISREG
 
 from banger.model.capacity import Extent, Used
 from banger.paths import DISKS
-from banger.system.extents import shared_extents
+from banger.storage.sharing import SharedOf
 
-_RAW = ".ext4"  # a disk that may be a clone of another; a qcow2 overlay owns all blocks that it has
-_File = tuple[str, os.stat_result]
+_RAW = ".ext4"  # a disk that may be a clone of another; what an overlay or a dm-snapshot has is its own
 
 
-def measure_disks(directory: str, device: int) -> Used:
-    """What a VM's disks take; `device` is the number of the filesystem that is accounted for.
+def measure_disks(directory: str, names: Iterable[str], device: int, shared_of: SharedOf) -> list[Used]:
+    """What the disks of VMs take, whose directories have these names; `device`: the filesystem that is accounted for.
 
     What is gone, or not there yet, takes nothing.
     """
-    return _sum(_existing(f"{directory}/{name}" for name in DISKS), device)
+    try:
+        inside = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return [Used() for _ in names]
+    try:
+        return [_sum(directory, inside, (f"{name}/{disk}" for disk in DISKS), device, shared_of) for name in names]
+    finally:
+        os.close(inside)
 
 
-def measure(directory: Path | str, device: int) -> Used:
+def measure(directory: Path | str, device: int, shared_of: SharedOf) -> Used:
     """What all files in a directory, and below it, take; files may come and go meanwhile.
 
     Links are not followed, but the directory may be one.
     """
-    return _sum(_below(os.fspath(directory)), device)
+    return _sum("", None, _below(os.fspath(directory)), device, shared_of)
 
 
-def _sum(files: Iterable[_File], device: int) -> Used:
+def _sum(directory: str, inside: int | None, paths: Iterable[str], device: int, shared_of: SharedOf) -> Used:
+    """Of paths in `directory`, which is open as `inside`: that saves most of the way to each."""
     allocated = elsewhere = 0
     shared: list[Extent] = []
-    for path, seen in files:
-        if not stat.S_ISREG(seen.st_mode):
+    for path in paths:
+        try:
+            seen = os.stat(path, dir_fd=inside, follow_symlinks=False)
+        except OSError:
+            continue
+        if not S_ISREG(seen.st_mode):
             continue
         if seen.st_dev != device:
             elsewhere += seen.st_blocks * 512
             continue
         allocated += seen.st_blocks * 512
         if path.endswith(_RAW):
-            shared += shared_extents(path)
+            shared += shared_of(f"{directory}/{path}" if directory else path, seen)
     return Used(allocated, elsewhere, tuple(shared))
 
 
-def _existing(paths: Iterable[str]) -> Iterator[_File]:
-    for path in paths:
-        try:
-            yield path, os.lstat(path)
-        except OSError:
-            continue
-
-
-def _below(directory: str) -> Iterator[_File]:
+def _below(directory: str) -> Iterator[str]:
     """What cannot be read is passed over, as what is gone is."""
     todo = [directory]
     while todo:
@@ -64,5 +67,8 @@ def _below(directory: str) -> Iterator[_File]:
                 found = list(entries)
         except OSError:
             continue
-        todo += [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
-        yield from _existing(entry.path for entry in found if not entry.is_dir(follow_symlinks=False))
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                todo.append(entry.path)
+            else:
+                yield entry.path

@@ -5,11 +5,15 @@ from pathlib import Path
 
 from banger.model.errors import HostRequirement, Invalid
 from banger.model.progress import Progress
-from banger.model.sizes import show_size
-from banger.storage.copies import Room, copy_disk
+from banger.model.sizes import MIB, show_size
+from banger.storage.copies import Room, copy_disk, copy_whole
 from banger.storage.partial import partial_of
 from banger.system.ext4 import grow_ext4, renew_uuid
-from banger.system.files import in_thread, sync_path
+from banger.system.files import allocated_bytes, in_thread, sync_path
+
+# A seed with so few blocks is copied: shared, they would take more room, as each is copied when it is written, and
+# accounting would have to ask the kernel about them
+_COPIED_MAX = 4 * MIB
 
 
 async def create_work_disk(seed: Path, target: Path, size: int, progress: Progress, room: Room) -> None:
@@ -24,7 +28,8 @@ async def create_work_disk(seed: Path, target: Path, size: int, progress: Progre
         )
     partial = partial_of(target)
     try:
-        await copy_disk(seed, partial, progress, room)
+        few = allocated_bytes(seed) <= _COPIED_MAX
+        await (copy_whole if few else copy_disk)(seed, partial, progress, room)
         partial.chmod(0o600)
         await grow_ext4(partial, size)
         await renew_uuid(partial)

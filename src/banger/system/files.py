@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import ParamSpec, TypeVar
 
 from banger.model.errors import Invalid
@@ -81,14 +82,30 @@ def _add_zeros(digest: "hashlib._Hash", count: int) -> None:
 def clone_file(source: Path, target: Path) -> bool:
     """Make `target`, sharing the blocks of `source` (ioctl_ficlone(2)); False, and no target, where that cannot be."""
     with source.open("rb") as original, target.open("xb") as clone:
-        try:
-            fcntl.ioctl(clone.fileno(), _FICLONE, original.fileno())
+        if _share(original.fileno(), clone.fileno()):
             return True
-        except OSError as error:
-            if error.errno not in _NO_REFLINK:
-                raise
     target.unlink()
     return False
+
+
+def can_clone(directory: Path) -> bool:
+    """Whether files of a directory's filesystem can share blocks: tried with two that have no name.
+
+    Raises `OSError` where it cannot be tried, as on a full filesystem.
+    """
+    with TemporaryFile(dir=directory, buffering=0) as original, TemporaryFile(dir=directory) as clone:
+        original.write(bytes(4096))
+        return _share(original.fileno(), clone.fileno())
+
+
+def _share(original: int, clone: int) -> bool:
+    try:
+        fcntl.ioctl(clone, _FICLONE, original)
+        return True
+    except OSError as error:
+        if error.errno not in _NO_REFLINK:
+            raise
+        return False
 
 
 def copy_sparse(source: Path, target: Path, told: Callable[[int, int], bool]) -> None:

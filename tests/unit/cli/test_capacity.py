@@ -20,7 +20,7 @@ MORE_THAN_ANY_DISK = 1 << 40
 
 
 def furnished(settings: str) -> Home:
-    """A home with an image and a stopped VM whose overlay is mostly a hole."""
+    """A home with an image, a stopped VM whose overlay is mostly a hole, and a volume."""
     home = Home(settings=settings)
     paths = Paths(home.state, home.runtime, home.root / "cache")
     make_image(paths, "debian")
@@ -30,6 +30,8 @@ def furnished(settings: str) -> Home:
         file.truncate(64 << 30)
         file.write(os.urandom(1 << 20))
         os.fsync(file.fileno())
+    paths.volume("kept").directory.mkdir(parents=True)
+    paths.volume("kept").disk.write_bytes(os.urandom(1 << 20))
     with contextlib.closing(open_database(paths.database)) as database:
         record = msgspec.structs.replace(make_vm("demo", ID), state=VmState.STOPPED, process=None)
         VmStore(database).add(record)
@@ -60,9 +62,12 @@ def test_json_is_one_document_with_what_is_allocated(home: Home) -> None:
     disk, seen = found["disk"], os.statvfs(home.state)
     assert disk["total_bytes"] == seen.f_blocks * seen.f_frsize
     assert disk["reserve_bytes"] == 2048 << 20
-    parts = ("vms_bytes", "images_bytes", "others_bytes", "kept_bytes", "free_bytes")
+    parts = ("vms_bytes", "images_bytes", "volumes_bytes", "others_bytes", "kept_bytes", "free_bytes")
     assert sum(disk[part] for part in parts) == disk["total_bytes"]
     assert [image["name"] for image in found["images"]] == ["debian"]
+    (volume,) = found["volumes"]
+    assert (volume["name"], volume["shared_bytes"]) == ("kept", 0)
+    assert volume["allocated_bytes"] == disk["volumes_bytes"]
 
 
 def test_a_person_reads_first_what_can_be_used(home: Home) -> None:
@@ -71,6 +76,8 @@ def test_a_person_reads_first_what_can_be_used(home: Home) -> None:
     assert "2 GiB of it the reserve" in lines[0]
     assert any(line.startswith("demo ") and "stopped" in line for line in lines)
     assert any(line.startswith("image debian") for line in lines)
+    assert any(line.startswith("volume kept") and "1 MiB" in line for line in lines)
+    assert "1 MiB volumes" in lines[1]
 
 
 def test_it_takes_nothing_more(home: Home) -> None:

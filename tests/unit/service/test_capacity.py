@@ -88,6 +88,24 @@ def test_an_image_that_is_being_made_takes_room_too(paths: Paths, vms: VmStore) 
     assert show(paths, vms).disk.images_bytes == taken
 
 
+def test_a_work_disk_is_its_vms_and_as_a_volume_nobodys(paths: Paths, vms: VmStore) -> None:
+    root = add(vms, paths, "one", A, 100)
+    vms.update(msgspec.structs.replace(vms.find("one"), disk_bytes=4 * GIB, work_disk_bytes=8 * GIB))
+    work, kept = written(paths.vm(A).work_disk, 60), paths.volume("kept")
+    found = show(paths, vms)
+    assert (found.vms[0].allocated_bytes, found.disk.vms_bytes, found.disk.volumes_bytes) == (
+        root + work,
+        root + work,
+        0,
+    )
+    assert found.disk.promised_bytes == 12 * GIB
+    kept.directory.mkdir(parents=True)
+    paths.vm(A).work_disk.rename(kept.disk)
+    found = show(paths, vms)
+    assert (found.disk.vms_bytes, found.disk.volumes_bytes) == (root, work)
+    assert [(row.name, row.allocated_bytes, row.shared_bytes) for row in found.volumes] == [("kept", work, 0)]
+
+
 def test_a_disk_that_is_being_copied_is_its_vms_already(paths: Paths, vms: VmStore) -> None:
     vms.add(msgspec.structs.replace(make_vm("one", A), state=VmState.CREATING, process=None))
     paths.vm(A).state.mkdir(parents=True)

@@ -10,6 +10,6 @@ class CapacityRoutes(Controller):
     path = "/capacity"
     tags = ("capacity",)
 
-    @get(summary="What VMs and images take of this host, and what is left")
+    @get(summary="What VMs, images and volumes take of this host, and what is left")
     async def show_capacity(self, services: Services) -> Capacity:
         return await services.capacity.show()
