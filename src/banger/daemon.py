@@ -72,7 +72,7 @@ class Daemon:
             for program in await end_left_over(str(self._paths.daemon_lock)):
                 log.warning("a program of the daemon before this one was still running, and was ended: %s", program)
             own_programs(str(self._paths.daemon_lock))
-            with contextlib.closing(open_database(self._paths.database)) as database:
+            with contextlib.closing(open_database(self._paths.database, spare=True)) as database:
                 self._vms = VmStore(database)
                 self._operations = Operations(OperationStore(database))
                 with _listen(self._paths.daemon_socket) as listener:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.storage.disks import HOME, MIB, Told, Tree, debugfs, is_clean, make_disk, mended, names_in, read_tree
+from tests.support.work_disks import HOME, MIB, Told, Tree, debugfs, is_clean, make_disk, mended, names_in, read_tree
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="mounts are root's")]
 
@@ -101,7 +101,7 @@ def test_where_blocks_can_be_shared_nothing_is_copied(tmp_path: Path, monkeypatc
         file.truncate(512 * MIB)
     subprocess.run(["mkfs.xfs", "-q", str(outer)], check=True, capture_output=True)
     told = Told()
-    monkeypatch.setattr("tests.unit.storage.disks.Told", lambda: told)
+    monkeypatch.setattr("tests.support.work_disks.Told", lambda: told)
     with mounted(outer, "xfs") as point:
         disk = make_disk(point / "work.ext4", {f"root/{name}": content for name, content in HOME.items()})
         assert len(mended(disk)) == 1

@@ -115,6 +115,8 @@ def block_node(name: str, drive: Drive, layers: list[Layer], fdsets: list[int]) 
             "filename": f"/dev/fdset/{fdset}",
             "aio": "io_uring" if drive.io_engine == "Async" else "threads",
         }
+        # What the guest discards becomes a hole. Zeros that it writes are written (no detect-zeroes): a guest may
+        # write them to have the blocks, as databases do for their logs, and it can say that it wants none.
         common = {"read-only": layer.read_only, "discard": "unmap", "cache": cache}
         node = {"driver": layer.driver, "file": file | common, **common} | ({"backing": node} if node else {})
     assert node is not None

@@ -71,15 +71,21 @@ class Reporter:
         health = await self._monitor.check(vm) if vm else None
         vm = self._vms.get(vm.id) if vm else None  # the check may have found that the engine paused it
         parts = await self._parts(vm, health, operations)
-        path = self._paths.reports / f"{name}-{time.strftime('%Y%m%dT%H%M%S')}.tar.gz"
-        try:
-            await in_thread(_pack, path, parts)
-        except OSError as error:
-            raise HostRequirement(
-                f"the report cannot be written to {path.parent}: {error.strerror}",
-                hint=f"`banger vm health {name}` says what is wrong; `banger capacity` shows what takes the room",
-            ) from error
+        path = await self._place(f"{name}-{time.strftime('%Y%m%dT%H%M%S')}.tar.gz", parts)
         return Report(path=str(path), look=_look(health, operations))
+
+    async def _place(self, name: str, parts: dict[str, bytes]) -> Path:
+        """Write it into the state directory, or, where that is on a full disk, into the runtime directory."""
+        failures = []
+        for folder in (self._paths.reports, self._paths.runtime / "reports"):
+            try:
+                await in_thread(_pack, folder / name, parts)
+                return folder / name
+            except OSError as error:
+                failures.append(f"{folder}: {error.strerror}")
+        raise HostRequirement(
+            f"the report cannot be written ({', '.join(failures)})", hint="`banger capacity` shows what takes the room"
+        )
 
     def _of(self, name: str) -> list[Operation]:
         return [o for o in self._operations.all(1000) if o.target == f"vm/{name}"][:OPERATIONS_MAX]

@@ -15,6 +15,7 @@ from banger.model.text import harmless
 from banger.storage import fsck
 from banger.storage.copies import Room, copy_disk
 from banger.system.bounded import run_bounded
+from banger.system.ext4 import Superblock, read_superblock
 from banger.system.files import allocated_bytes
 from banger.system.process import Completed, find_program
 from banger.system.qcow2 import read_qcow2
@@ -60,9 +61,9 @@ async def check_disk(part: str, disk: Path, progress: Progress, room: Room) -> D
     if not disk.exists():
         return _fault(found, f"{disk.name} is missing")
     try:
-        unfinished = fsck.read_superblock(disk).unfinished
+        unfinished = _unfinished(read_superblock(disk))
     except Invalid as error:
-        return _fault(found, error.message)
+        return _fault(found, error.message.replace(str(disk), "it"))
     if not unfinished:
         return await _check_filesystem(found, disk)
     async with _scratch(disk.parent, ".ext4") as copy:
@@ -142,14 +143,19 @@ def _last_line(what: str, done: Completed) -> str:
 async def _check_filesystem(found: DiskCheck, disk: Path) -> DiskCheck:
     """Add what is found in an ext4. One with a journal to replay is changed, and must be a copy."""
     try:
-        block = fsck.read_superblock(disk)
+        block = read_superblock(disk)
     except Invalid as error:
-        return _fault(found, error.message)
-    if block.unfinished:
+        return _fault(found, error.message.replace(str(disk), "it"))
+    if _unfinished(block):
         found["notes"].append(UNFINISHED)
         if faults := await fsck.finish(disk):
             return _fault(found, *faults)
-        block = fsck.read_superblock(disk)
-    faults = [NOTED] if block.noted else []
+        block = read_superblock(disk)
+    faults = [NOTED] if block.has_errors else []
     faults += await fsck.look(disk)
     return _fault(found, *faults) if faults else found
+
+
+def _unfinished(block: Superblock) -> bool:
+    """A journal to replay, or files that were deleted while they were open: a mount finishes both."""
+    return block.needs_recovery or not (block.clean or block.has_errors)

@@ -12,6 +12,7 @@ from banger.system.ext4 import Damaged, Unreadable, read_superblock
 from banger.system.ext4_reader import CASEFOLDED, ENCRYPTED, ROOT_INODE, Ext4, Inode
 
 KEYS_MAX = 1024 * 1024
+MOVED_MAX = 8 * 1024 * 1024  # two hundred thousand names and more
 _KEYS_NAME = AUTHORIZED_KEYS.rpartition("/")[2]
 _SSH, _KEYS, _NESTED, _LINKS = SSH_DIRECTORY.encode(), _KEYS_NAME.encode(), b"root", 0o120000
 _SHELL = tuple(file.path.encode() for file in SHELL_FILES)
@@ -44,7 +45,7 @@ def inspect(disk: Path, key: str, today: str) -> Findings:
         return Findings(superblock, check="" if superblock.needs_recovery else f"the filesystem is damaged: {error}")
     except OSError as error:
         raise HostRequirement(
-            f"cannot read {disk}: {error.strerror}", hint="`dmesg` may say what its disk has"
+            f"cannot read {disk}: {error.strerror}", hint="`dmesg` may say what the host's disk has"
         ) from error
 
 
@@ -54,9 +55,10 @@ def _home(filesystem: Ext4, key: str, today: str) -> Findings:
     nested = names.get(_NESTED)
     left = []
     if nested is not None and _is_nested(filesystem, top, nested, names):
-        if not (top.flags | nested.flags) & (ENCRYPTED | CASEFOLDED):
+        if (top.flags | nested.flags) & (ENCRYPTED | CASEFOLDED) or top.size + nested.size > MOVED_MAX:
+            left.append("root's home lies in /root/root, and is encrypted, ignores case, or has too many names to move")
+        else:
             return Findings(filesystem.superblock, nested=nested.number)
-        left.append("root's home lies in /root/root, one level too deep, and is encrypted or ignores case")
     repairs = []
     if _wrong(top, forbidden=0o022, needed=0o700):
         repairs.append(_again("the home directory", top, HOME_MODE))
@@ -142,7 +144,8 @@ def _keys_file(directory: str, key: str) -> list[Command]:
 
 def _instead(filesystem: Ext4, directory: Inode, there: Inode, name: str, today: str, make: list[Command]) -> Repair:
     """Keep what has the name under another, and make what shall have it."""
-    taken = {entry.name for entry in filesystem.entries(directory)}
+    like = f"{name}.kept-".encode()
+    taken = {entry.name for entry in filesystem.entries(directory, (like,)) if entry.name.startswith(like)}
     kept = dated(name.encode(), "kept", today, taken).decode()
     within = f"<{directory.number}>"
     move: list[Command] = [("expand_dir", within), ("cd", within), ("ln", f"<{there.number}>", kept), ("unlink", name)]

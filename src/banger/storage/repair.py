@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from banger.model.errors import BangerError, CommandFailed, Invalid, Timeout
+from banger.model.errors import BangerError, CommandFailed, HostRequirement, Invalid, Timeout
 from banger.model.progress import Progress
 from banger.model.text import harmless
 from banger.storage.copies import Room, copy_disk
@@ -34,6 +34,7 @@ _BY_HAND = (
     "try it with a copy: cp --sparse=always {disk} copy.ext4; e2fsck -f -y copy.ext4 (docs/repair.md); "
     "`banger vm delete --keep-work-disk` keeps the disk as a volume"
 )
+_HOST = "`banger capacity` shows the room on the host's disk, `dmesg` what else it may have"
 
 
 async def inspect_home(disk: Path, key: str) -> Findings:
@@ -48,15 +49,17 @@ async def mend(disk: Path, key: str, progress: Progress, room: Room) -> None:
     """Make a work disk that no engine has open fit to boot; what was done is noted, a line each.
 
     `key` is the public key line that must let its owner in; `room` is asked for what a full copy takes. Raises
-    `Invalid` when it cannot be mended, and the disk is what it was; `HostRequirement`, `CommandFailed`, `Timeout`.
+    `Invalid` when it cannot be mended; `HostRequirement`, `CommandFailed`, `Timeout`. The disk is then what it was.
     """
     undo = disk.with_name(f".{disk.name}.undo")
-    await _sweep(disk, undo)
     try:
+        await _sweep(disk, undo)
         await _mend(disk, key, undo, progress, room)
-    except BangerError:
+    except (BangerError, OSError) as error:
         if undo.exists():
             await undo_replay(disk, undo)
+        if isinstance(error, OSError):
+            raise HostRequirement(f"cannot mend {disk}: {error.strerror}", hint=_HOST) from error
         raise
     finally:
         undo.unlink(missing_ok=True)
@@ -74,8 +77,13 @@ async def _mend(disk: Path, key: str, undo: Path, progress: Progress, room: Room
             check = "the work disk's journal cannot be replayed to its end"
     if check:
         progress.note(f"{check}: a copy of the work disk is checked and mended")
-    if check or (not findings.home_is_fine and await _has_room(disk, findings, progress)):
         findings = await _mend_copy(disk, key, progress, room)
+    elif not findings.home_is_fine and await _has_room(disk, findings, progress):
+        try:
+            findings = await _mend_copy(disk, key, progress, room)
+        except HostRequirement as error:
+            # it boots with these as well
+            progress.note(f"{error.message}, so this stays as it is: {'; '.join(findings.lines)}")
     for line in findings.left:
         progress.note(line)
 

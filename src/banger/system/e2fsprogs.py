@@ -5,21 +5,20 @@ user who started us, and can gain nothing. Time, memory and the size of what it 
 the guest's as well: the end of it is kept, as plain lines.
 """
 
-import asyncio
 import os
 import re
 import resource
-import shlex
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from banger.model.errors import CommandFailed, Invalid, Timeout
+from banger.model.errors import CommandFailed, Invalid
 from banger.model.text import harmless
+from banger.system.bounded import run_bounded
 from banger.system.confine import confinement, unprivileged_user
-from banger.system.process import failure, find_program, kill_group, spawn
+from banger.system.process import failure, find_program
 
 # Beside the ids of QEMU and Firecracker, above every range that others use; chance makes two at once differ.
 _FIRST_UID, _UIDS = 1_905_000_000, 4_000_000
@@ -75,8 +74,8 @@ async def run_tool(words: Sequence[Word], *, timeout: float, writes: bool, inher
         for program in ("prlimit", "setpriv"):
             find_program(program, package="util-linux")
         whole = ["prlimit", *limits, "--", *confinement(uid), *argv]
-        status, out, errors = await _run(whole, plain, timeout, [*names, *inherited])
-    return Ended(plain, status, _lines(out, names), _lines(errors, names))
+        done = await run_bounded(whole, timeout=timeout, named=plain, kept=_KEPT, pass_fds=[*names, *inherited])
+    return Ended(plain, done.status, _lines(done.stdout, names), _lines(done.stderr, names))
 
 
 def _shown(word: Word) -> str:
@@ -124,30 +123,6 @@ def readable_by_all(content: bytes) -> Iterator[int]:
         file.flush()
         os.fchmod(fd, 0o444)
         yield fd
-
-
-async def _run(argv: list[str], plain: Sequence[str], timeout: float, fds: list[int]) -> tuple[int, bytes, bytes]:
-    child = await spawn(argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, pass_fds=fds, cwd="/")
-    assert child.stdout is not None
-    assert child.stderr is not None
-    try:
-        async with asyncio.timeout(timeout):
-            out, errors = await asyncio.gather(_tail(child.stdout), _tail(child.stderr))
-            status = await child.wait()
-    except TimeoutError as error:
-        raise Timeout(
-            f"{plain[0]} did not finish within {timeout:g} s", hint=f"to try it by hand: {shlex.join(plain)}"
-        ) from error
-    finally:
-        await kill_group(child)
-    return status, out, errors
-
-
-async def _tail(stream: asyncio.StreamReader) -> bytes:
-    kept = b""
-    while piece := await stream.read(65536):
-        kept = (kept + piece)[-_KEPT:]
-    return kept
 
 
 def _lines(raw: bytes, names: dict[int, str]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ _READABLE = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x
 _METADATA_CSUM = 0x400
 _SPARSE_SUPER, _SPARSE_SUPER2 = 0x1, 0x200
 _MAX_BLOCK = 32 * 1024
-DIRECTORY_MAX = 64 * 1024 * 1024  # a million names, which take seconds
+DIRECTORY_MAX = 32 * 1024 * 1024  # a million names, which take a second
 
 
 class Inode(NamedTuple):

@@ -41,11 +41,15 @@ def running_vm(**changes: object) -> Vm:
 
 
 class PretendedEngine:
-    """Answers `GET /` with its state, and PATCHes of it with 204 or, while it has one, with its fault."""
+    """Answers `GET /` with its state, and PATCHes of it with 204 or, while it has one, with its fault.
+
+    One that relapses is paused again when it was resumed.
+    """
 
     def __init__(self) -> None:
         self.state = "Running"
         self.fault = ""
+        self.relapses = False
         self.asked: list[str] = []
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,7 +63,7 @@ class PretendedEngine:
         else:
             length = int(head.lower().split("content-length: ")[1].split()[0])
             wanted = msgspec.json.decode(await reader.readexactly(length))["state"]
-            self.state = "Running" if wanted == "Resumed" else "Paused"
+            self.state = "Running" if wanted == "Resumed" and not self.relapses else "Paused"
             writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         await writer.drain()
 

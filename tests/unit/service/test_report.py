@@ -13,7 +13,7 @@ from banger.config import Settings
 from banger.engine.select import Accelerator
 from banger.jobs.operations import Job, Operations
 from banger.model.documents import VmDocument
-from banger.model.errors import GuestUnreachable, Invalid, NotFound
+from banger.model.errors import GuestUnreachable, HostRequirement, Invalid, NotFound
 from banger.model.vm import Report, Vm, VmState
 from banger.service.engines import EngineService
 from banger.service.health import Checks, Monitor
@@ -120,3 +120,17 @@ def test_a_host_without_the_programs_gets_a_report_all_the_same(
     _, texts = bench.write("a")
     assert texts["links.json"] == "ip is not installed\n"
     assert texts["nat.json"] == "nft is not installed\n"
+
+
+def test_a_report_that_the_state_directory_cannot_take_is_put_elsewhere(bench: Bench) -> None:
+    bench.fail("a")
+    bench.paths.state.mkdir(exist_ok=True)
+    bench.paths.reports.write_text("no directory")
+    report, texts = bench.write("a")
+    assert Path(report.path).parent == bench.paths.runtime / "reports"
+    assert "operations.json" in texts
+    (bench.paths.runtime / "reports" / Path(report.path).name).unlink()
+    (bench.paths.runtime / "reports").rmdir()
+    (bench.paths.runtime / "reports").write_text("none either")
+    with pytest.raises(HostRequirement, match="cannot be written"):
+        bench.write("a")

@@ -163,3 +163,14 @@ def test_a_vm_that_is_paused_for_a_problem_keeps_it_until_it_runs_on(bench: Benc
     )
     run_with(bench, engine, lambda: bench.service.resume("a"))
     assert (bench.vm().state, bench.vm().problem, engine.state) == (VmState.RUNNING, "", "Running")
+
+
+def test_a_guest_that_is_paused_again_before_it_is_reached_is_told_as_an_error(bench: Bench) -> None:
+    paused(bench, "the host's disk is full: 1 MiB free")
+    engine = PretendedEngine()
+    engine.state, engine.relapses = "Paused", True
+    ended = run_with(bench, engine, lambda: bench.service.resume("a"))
+    assert ended.error is not None
+    assert "paused again at once: the host's disk is full" in ended.error["message"]
+    assert bench.vm().state is VmState.PAUSED
+    assert "the host's disk is full" in bench.vm().problem

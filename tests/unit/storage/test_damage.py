@@ -13,7 +13,7 @@ import pytest
 from banger.model.errors import BangerError
 from banger.storage.repair import inspect_home, mend
 from banger.system.crc32c import crc32c
-from tests.unit.storage.disks import (
+from tests.support.work_disks import (
     HOME,
     KEY,
     SMALL,

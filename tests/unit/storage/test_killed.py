@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from banger.model.errors import BangerError, Timeout
-from tests.unit.storage.disks import (
+from tests.support.work_disks import (
     KEY,
     Tree,
     digest,
@@ -46,15 +46,15 @@ def point():
     if sys.argv[3] == str(points):
         os.kill(os.getpid(), signal.SIGKILL)
 
-run, sync = e2fsprogs._run, repair.sync_path
-async def run_between_points(*words):
+run, sync = e2fsprogs.run_bounded, repair.sync_path
+async def run_between_points(*words, **options):
     point()
-    return await run(*words)
+    return await run(*words, **options)
 def sync_between_points(path):
     point()
     sync(path)
     point()
-e2fsprogs._run, repair.sync_path = run_between_points, sync_between_points
+e2fsprogs.run_bounded, repair.sync_path = run_between_points, sync_between_points
 if "." in sys.argv[3]:
     threading.Timer(float(sys.argv[3]), os.kill, (os.getpid(), signal.SIGKILL)).start()
 asyncio.run(repair.mend(Path(sys.argv[1]), sys.argv[2], Told(), lambda _: nullcontext()))

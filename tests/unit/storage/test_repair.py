@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import subprocess
 import time
@@ -12,7 +13,7 @@ from banger.model.errors import HostRequirement, Invalid
 from banger.model.home import SHELL_FILES
 from banger.storage.repair import inspect_home, mend
 from banger.system.ext4 import read_superblock
-from tests.unit.storage.disks import (
+from tests.support.work_disks import (
     HOME,
     KEY,
     MIB,
@@ -290,18 +291,38 @@ def test_a_copy_asks_for_room_and_tells_how_far_it_is(tmp_path: Path) -> None:
         assert (done, unit) == (total, "bytes")
 
 
-def test_a_copy_that_is_refused_leaves_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("banger.storage.repair.clone_file", lambda source, target: False)
-    disk = _disk(tmp_path, {})
+@contextmanager
+def _no_room(needed: int) -> Iterator[None]:
+    raise HostRequirement("the disk has too little room")
+    yield
+
+
+def test_without_room_for_a_copy_small_things_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("banger.storage.copies.clone_file", lambda source, target: False)
+    disk = _disk(tmp_path, {name: content for name, content in HOME.items() if name != ".bashrc"})
+    before, told = digest(disk), Told()
+    asyncio.run(mend(disk, KEY, told, _no_room))  # type: ignore[arg-type]
+    assert told.notes == ["the disk has too little room, so this stays as it is: .bashrc is missing"]
+    assert digest(disk) == before
+    debugfs(disk, "ssv state 3")
     before = digest(disk)
+    with pytest.raises(HostRequirement, match="too little room"):
+        asyncio.run(mend(disk, KEY, told, _no_room))  # type: ignore[arg-type]
+    assert digest(disk) == before
+    assert names_in(tmp_path) == ["work.ext4"]
 
-    @contextmanager
-    def room(needed: int) -> Iterator[None]:
-        raise HostRequirement("the disk has too little room")
-        yield
 
-    with pytest.raises(HostRequirement):
-        asyncio.run(mend(disk, KEY, Told(), room))  # type: ignore[arg-type]
+def test_a_host_that_fails_is_no_defect_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("banger.storage.repair.sync_path", full)
+    disk = _disk(tmp_path, HOME | {"data": b"old"})
+    replayable(disk, "/data", b"new")
+    debugfs(disk, "ssv state 3")
+    before = digest(disk)
+    with pytest.raises(HostRequirement, match="No space left"):
+        mended(disk)
     assert digest(disk) == before
     assert names_in(tmp_path) == ["work.ext4"]
 

@@ -9,7 +9,7 @@ import pytest
 from banger.storage.findings import dated
 from banger.storage.unnest import merge
 from banger.system.ext4_reader import Entry
-from tests.unit.storage.disks import (
+from tests.support.work_disks import (
     HOME,
     MIB,
     SMALL,
@@ -163,6 +163,14 @@ def test_directories_with_thousands_of_names(tmp_path: Path, options: tuple[str,
     }
     assert is_clean(disk)
     assert mended(disk) == []
+
+
+def test_more_names_than_are_moved_are_left_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("banger.storage.inspect.MOVED_MAX", 8191)
+    disk = make_disk(tmp_path / "work.ext4", HOME | NESTED)
+    before = digest(disk)
+    assert ["too many names" in note for note in mended(disk)] == [True]
+    assert digest(disk) == before
 
 
 def _random_tree(chance: random.Random) -> tuple[Tree, Tree]:

@@ -8,7 +8,7 @@ from banger.model.errors import CommandFailed, HostRequirement, Invalid, Timeout
 from banger.system.debugfs import edit
 from banger.system.e2fsprogs import Ended, reclaim, run_tool
 from banger.system.ext4 import check_ext4
-from tests.unit.storage.disks import HOME, debugfs, digest, make_disk, stand_in
+from tests.support.work_disks import HOME, debugfs, digest, make_disk, stand_in
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to give up")
 

@@ -10,7 +10,7 @@ from banger.model.errors import Invalid
 from banger.system.ext4 import GROWABLE, Damaged, Unreadable, grow_ext4, make_ext4, read_superblock
 from banger.system.ext4_directory import pack
 from banger.system.ext4_reader import ROOT_INODE, Entry, Ext4, Inode
-from tests.unit.storage.disks import HOME, MIB, SMALL, Tree, debugfs, make_disk, replayable
+from tests.support.work_disks import HOME, MIB, SMALL, Tree, debugfs, make_disk, replayable
 
 BIG: Tree = {
     "empty": b"",
