@@ -44,7 +44,7 @@ FOREIGN = key("F")
 OLD, NEW, NEWER = 80 * MIB, 96 * MIB, 112 * MIB
 KEPT = "/kept"
 # a block each
-A, V = (line * 128 for line in (b"what a person cannot make again\n", b"what else cannot be made again.\n"))
+MINE, SPARE = (line * 128 for line in (b"what a person cannot make again\n", b"what else cannot be made again.\n"))
 QUIET_S = 10.0
 
 
@@ -131,8 +131,8 @@ class Found(NamedTuple):
 
 
 class CrashHome:
-    """A home with images and three things that do not run: the VM `a`, the VM `c` without a work disk, and the
-    volume `v`. What is in the work disk, and in the volume, must never be lost.
+    """A home with images and three things that do not run: the VM `mine`, the VM `bare` without a work disk, and the
+    volume `spare`. What is in the work disk, and in the volume, must never be lost.
     """
 
     def __init__(self) -> None:
@@ -153,13 +153,13 @@ class CrashHome:
         try:
             asyncio.run(make_images(self.paths))
             self.start_daemon()
-            for name, size in (("a", OLD), ("c", 0), ("v", OLD)):
+            for name, size in (("mine", OLD), ("bare", 0), ("spare", OLD)):
                 spec = small_vm(name, work_disk_bytes=size)
                 self.done(lambda spec=spec: self.client.create_vm(spec))  # type: ignore[misc]
                 self.done(lambda name=name: self.client.change_vm(name, "stop", force=True))  # type: ignore[misc]
-            keep_something_in(self.paths.vm(self.client.show_vm("a")["id"]).work_disk, A)
-            self.done(lambda: self.client.delete_vm("v", keep_work_disk=True))
-            keep_something_in(self.paths.volume("v").disk, V)
+            keep_something_in(self.paths.vm(self.client.show_vm("mine")["id"]).work_disk, MINE)
+            self.done(lambda: self.client.delete_vm("spare", keep_work_disk=True))
+            keep_something_in(self.paths.volume("spare").disk, SPARE)
             self.end_daemon()
             self.home.state.rename(self._template)
         except BaseException:
@@ -283,7 +283,7 @@ class CrashHome:
         """Assert that all is whole and nothing left over.
 
         `fresh`: the daemon has just been started, and nothing has been replaced since. `damaged`: the work disk of
-        `a` need not be whole.
+        `mine` need not be whole.
         """
         vms = {vm["name"]: vm for vm in self.client.list_vms()}
         ids = {vm["id"] for vm in vms.values()}
@@ -303,7 +303,7 @@ class CrashHome:
         assert not running, f"operations that nothing works on: {running}"
         volumes = [volume["name"] for volume in self.client.list_volumes()]
         assert sorted(volumes) == sorted(path.name for path in self.paths.volumes.glob("*")), "a damaged volume"
-        spared = self.paths.vm(vms["a"]["id"]).work_disk if damaged and "a" in vms else None
+        spared = self.paths.vm(vms["mine"]["id"]).work_disk if damaged and "mine" in vms else None
         disks = self.home.state.glob("v*/*/work.ext4")
         kept = [self._read_kept(disk, whole=disk != spared) for disk in disks]
         return Found(vms, volumes, [content for content in kept if content])
@@ -347,7 +347,7 @@ class CrashHome:
                 output("e2fsck", "-fn", str(replayed))
             argv = ["debugfs", "-R", f"cat {KEPT}", str(replayed)]
             done = subprocess.run(argv, capture_output=True, check=True, timeout=60)
-            assert done.stdout in (b"", A, V), f"{KEPT} in {disk} is damaged"
+            assert done.stdout in (b"", MINE, SPARE), f"{KEPT} in {disk} is damaged"
             return done.stdout
 
     @contextmanager
