@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from banger.model.errors import BangerError
+from banger.model.errors import BangerError, HostRequirement
 from banger.storage import overlays
 from banger.storage.mapped import attach_root, changes_bytes, create_changes, detach_root
 from banger.storage.overlays import create_root_raw
@@ -109,7 +109,7 @@ def test_a_copy_that_fills_the_disk_leaves_nothing(plain: Path) -> None:
     with (plain / "others").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free(plain) - 8 * MIB)
     before = free(plain)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(HostRequirement, match="No space left"):
         make(base, Told(), 256 * MIB)
     assert names(plain) == ["base.ext4", "others"]
     assert abs(free(plain) - before) < MIB
