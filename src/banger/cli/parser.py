@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 from banger.model.errors import Invalid
 
 NOUNS = {
-    "vm": "virtual machines: create, list, show, start, stop, delete, exec, ssh, cp, forward, ports, health, logs",
+    "vm": "virtual machines: create, list, show, start, stop, set, delete, exec, ssh, cp, forward, health, check, logs",
     "volume": "work disks that belong to no VM: list, show, attach, delete",
     "image": "images: bootstrap, list, show, verify",
     "engine": "what runs the machines: list, install, remove",

@@ -1,5 +1,6 @@
 """One VM's disks: made, given to its engine, grown, taken away."""
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -10,11 +11,11 @@ from banger.images.catalog import find_image, part_path
 from banger.images.locks import image_in_use
 from banger.images.parts import bring_up_to_date
 from banger.jobs.operations import Job
-from banger.model.errors import Conflict, Invalid, NotFound
+from banger.model.errors import CommandFailed, Conflict, Invalid, NotFound, Unsupported
 from banger.model.image import WORK_SEED, Image
 from banger.model.machine import Disk
 from banger.model.sizes import show_size
-from banger.model.vm import DEFAULT_WORK_DISK_BYTES, LIVE, Vm, VmSpec
+from banger.model.vm import DEFAULT_WORK_DISK_BYTES, Vm, VmSpec, VmState
 from banger.model.volume import Volume
 from banger.paths import ROOT_CHANGES, ROOT_COPY, ROOT_OVERLAY, ROOTS, Paths
 from banger.service.admission import Admission
@@ -131,7 +132,7 @@ class Disks:
         """At the daemon's start, of a VM without an engine: commit or drop what was half-done, and remove leftovers."""
         self.settle_root(vm)
         for left in self._paths.vm(vm.id).state.glob(".*"):
-            left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     async def make_work(self, job: Job, vm: Vm, image: Image) -> None:
         """A clone of the image's seed, or of one that is made now for an image that has none."""
@@ -174,8 +175,8 @@ class Disks:
         """Give the work disk so many bytes; the guest's kernel grows the filesystem, now or when it runs next."""
         async with job.stage("enlarge the work disk"):
             await in_thread(enlarge_work_disk, self._paths.vm(vm.id).work_disk, size)
-            if vm.state not in LIVE:
-                job.note("the guest grows its filesystem when it starts")
+            if vm.state is not VmState.RUNNING:
+                job.note("the guest grows its filesystem when it runs")
 
     async def grow(self, job: Job, vm: Vm) -> None:
         """Let a guest that runs grow its filesystems to the size of their disks, where they are smaller."""
@@ -188,6 +189,13 @@ class Disks:
                 # the kernel hears of a larger disk a moment after the engine was told
                 least = disk_size(paths.work_disk) if path == "/root" else 0
                 await Guest(paths.vsock_socket).grow(path, device_bytes=least, timeout=GROW_S)
+
+    async def grow_or_tell(self, job: Job, vm: Vm) -> None:
+        """The same for a machine that is to run whether its guest can grow them or not; that it cannot is told."""
+        try:
+            await self.grow(job, vm)
+        except (Unsupported, CommandFailed) as error:
+            job.note(f"{error.message}: it stays smaller than its disk")
 
     async def attach_root(self, job: Job, vm: Vm) -> Path:
         """The root disk as an engine that is about to start opens it: the file, or the device that is put together."""

@@ -26,7 +26,7 @@ from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, Ho
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.image import Image
 from banger.model.machine import Disk, Machine
-from banger.model.vm import Vm, VmState, WantedEngine
+from banger.model.vm import LIVE, Vm, VmState, WantedEngine
 from banger.model.volume import Volume
 from banger.network.user import user_nic
 from banger.paths import Paths
@@ -105,14 +105,15 @@ class Lifecycle:
         check_growth(vm, size, self._paths.vm(vm.id).work_disk)
 
     async def enlarge_work(self, job: Job, vm: Vm, size: int) -> Vm:
-        """Give the work disk so many bytes; a guest that runs has them at once, another when it starts."""
+        """Give the work disk so many bytes; a guest that runs has them at once, another when it runs next."""
         await self._disks.enlarge_work(job, vm, size)
         vm = msgspec.structs.replace(vm, work_disk_bytes=size)
         self._vms.update(vm)
-        if vm.state is VmState.RUNNING:
-            async with job.stage("tell the guest", deadline_s=CALL_S):
+        if vm.state in LIVE:
+            async with job.stage("tell the engine", deadline_s=CALL_S):
                 path = "/disks/work" if vm.jailed else str(self._paths.vm(vm.id).work_disk)
                 await EngineApi(self._paths.vm(vm.id).api_socket).call(*payload.regrow(Disk(id="work", path=path)))
+        if vm.state is VmState.RUNNING:
             await self._disks.grow(job, vm)
         return vm
 
@@ -212,7 +213,7 @@ class Lifecycle:
                     await api.call(method, path, body, timeout=30.0)
                 async with job.stage("boot to healthy", deadline_s=self._settings.boot_timeout_s):
                     await self._or_end(vm, self._healthy(vm, ready))
-            await self._or_end(vm, self._disks.grow(job, vm))
+            await self._or_end(vm, self._disks.grow_or_tell(job, vm))
             if vm.opencode:
                 await self._or_end(vm, self._opencode.bring_up(job, vm, wait=wait_opencode))
         except (Timeout, GuestUnreachable) as error:
@@ -318,6 +319,7 @@ class Lifecycle:
                 if await self._is_paused(vm):
                     raise self._paused_again(vm) from error
                 raise _unreachable_since_pause(vm, error) from error
+        await self._disks.grow_or_tell(job, vm)
         return vm
 
     async def _is_paused(self, vm: Vm) -> bool:

@@ -1,20 +1,28 @@
 """Sizes that are asked for, and what a crash left of a VM's disks."""
 
+import asyncio
 import contextlib
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from banger.guest.channel import Guest
+from banger.images.catalog import find_image
 from banger.jobs.operations import Operations
-from banger.model.errors import Conflict, HostRequirement, Invalid
+from banger.model.errors import Conflict, HostRequirement, Invalid, Unsupported
+from banger.model.guest import Grown
 from banger.model.image import Image, ImagePart
+from banger.model.operation import EventKind
 from banger.model.sizes import GIB, MIB
 from banger.model.vm import VmChange, VmSpec
 from banger.paths import Paths
-from banger.service.disks import changed_to, check_growth, root_size, work_size
+from banger.service.disks import Disks, changed_to, check_growth, root_size, work_size
+from banger.storage.work_disks import enlarge_work_disk
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
+from banger.system.ext4 import GROWABLE, make_ext4
+from tests.unit.images.tiny import make_image, needs_e2fsprogs
 from tests.unit.service.pretend import VM_ID, disks_of, paths_in
 from tests.unit.test_store import make_vm
 
@@ -126,3 +134,32 @@ def test_a_crash_while_the_image_is_changed_leaves_the_old_root_or_the_new_one(p
         disks.settle(msgspec.structs.replace(VM, image="other"))
         assert [path.name for path in where.state.iterdir()] == ["root.qcow2"]
         assert where.root_disk.read_text() == "new"
+
+
+@needs_e2fsprogs
+def test_a_guest_that_cannot_grow_its_filesystem_runs_all_the_same_and_it_is_told(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person could not start the machine ever again: a disk does not shrink."""
+
+    async def refuses(*_: object, **__: object) -> Grown:
+        raise Unsupported("the image's agent is too old to grow a filesystem")
+
+    monkeypatch.setattr(Guest, "grow", refuses)
+    paths.runtime.mkdir(exist_ok=True)
+    make_image(paths, "debian", "")
+    vm = msgspec.structs.replace(VM, disk_bytes=find_image(paths, "debian").parts["root"].bytes)
+
+    async def main(operations: Operations, disks: Disks) -> tuple[list[str], str]:
+        await make_ext4(paths.vm(VM_ID).work_disk, 64 * MIB, label="work", options=GROWABLE)
+        enlarge_work_disk(paths.vm(VM_ID).work_disk, 128 * MIB)
+        told = await operations.wait(operations.begin("vm.start", "vm/a", lambda job: disks.grow_or_tell(job, vm)).id)
+        asked = await operations.wait(operations.begin("vm.set", "vm/a", lambda job: disks.grow(job, vm)).id)
+        notes = [event.data["text"] for event in operations.events(told.id) if event.kind is EventKind.NOTE]
+        return notes, str(asked.error and asked.error["message"])
+
+    with contextlib.closing(open_database(paths.database)) as database:
+        operations = Operations(OperationStore(database))
+        notes, error = asyncio.run(main(operations, disks_of(paths, operations)))
+    assert notes == ["the image's agent is too old to grow a filesystem: it stays smaller than its disk"]
+    assert "too old" in error
