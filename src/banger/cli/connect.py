@@ -13,7 +13,7 @@ def client(*, start: bool = True) -> Client:
     return Client(default_paths(), start=start, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
 
 
-def add_name(verb: Parser, help: str = "the VM: its name, id, or the beginning of its id") -> None:
+def add_name(verb: Parser, help: str = "the VM: its name, id, or the first 4 or more digits of its id") -> None:
     """A VM's name, as an argument or as --name."""
     verb.add_argument("name", nargs="?", metavar="NAME", help=help)
     verb.add_argument("--name", dest="named", metavar="NAME", help="the same, as a flag")

@@ -7,6 +7,7 @@ import msgspec
 from banger.model.errors import Conflict, HostRequirement, Invalid, NotFound
 from banger.model.vm import Vm
 
+PREFIX_MIN = 4
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Vm).decode
 
@@ -54,7 +55,11 @@ class VmStore:
         return _decode(row[0]) if row else None
 
     def find(self, reference: str) -> Vm:
-        """The VM with this name, id, or unambiguous id prefix. Raises `NotFound` or `Invalid`."""
+        """The VM with this name, id, or unambiguous beginning of an id, at least 4 digits of it.
+
+        A name that is gone must not be taken for another VM's id: what is deleted next would be the wrong one.
+        Raises `NotFound` or `Invalid`.
+        """
         exact = self._connection.execute(
             "SELECT document FROM vms WHERE name = ? OR id = ? ORDER BY name = ? DESC",
             (reference, reference, reference),
@@ -62,8 +67,8 @@ class VmStore:
         if exact:
             return _decode(exact[0])
         rows = self._connection.execute(
-            "SELECT document FROM vms WHERE ? <> '' AND substr(id, 1, length(?)) = ? ORDER BY name LIMIT 5",
-            (reference, reference, reference),
+            "SELECT document FROM vms WHERE length(?) >= ? AND substr(id, 1, length(?)) = ? ORDER BY name LIMIT 5",
+            (reference, PREFIX_MIN, reference, reference),
         ).fetchall()
         found = [_decode(row[0]) for row in rows]
         if len(found) == 1:
