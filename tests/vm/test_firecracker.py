@@ -71,9 +71,13 @@ def test_a_machine_on_firecracker_started_directly(direct: Place) -> None:
     ]
     console, log = str(state / "console.log"), str(state / "engine.log")
     given = {fd: path for fd, path in record["fds"].items() if int(fd) <= 2 or not path.startswith("/proc/")}
-    assert given == {"0": str(state / "console.in"), "1": console, "2": log}
+    # beside these, the image that it keeps locked
+    held = [path for fd, path in given.items() if int(fd) > 2]
+    assert [Path(path).resolve() for path in held] == [(home.state / "images" / "debian" / "root.ext4").resolve()]
+    assert [given[fd] for fd in "012"] == [str(state / "console.in"), console, log]
     assert record["sid"] == record["pid"] == vm["engine_pid"]
-    assert sorted(path.name for path in state.iterdir()) == ["console.in", "console.log", "engine.log", "root.ext4"]
+    disks = ["root.ext4", "work.ext4"]
+    assert sorted(path.name for path in state.iterdir()) == ["console.in", "console.log", "engine.log", *disks]
     home.run("vm", "exec", "a", "--", "sh", "-c", "echo kept > /root/note; sync")
     home.run("vm", "stop", "a")
     home.run("vm", "start", "a")
@@ -103,8 +107,9 @@ def test_a_machine_in_a_jail(jailed: Place) -> None:
     assert ["--resource-limit", "no-file=8192"] in record["options"]
     assert record["rest"] == ["--api-sock", "/run/api.sock", "--log-path", "/run/engine.log", "--level", "Info"]
     files = record["files"]
-    assert set(files) == {".", "run", "disks", "kernel", "initramfs", "disks/root", "run/engine.log"}
-    assert {name for name, (_, owner, _) in files.items() if owner == uid} == {"run", "disks/root", "run/engine.log"}
+    assert set(files) == {".", "run", "disks", "kernel", "initramfs", "disks/root", "disks/work", "run/engine.log"}
+    theirs = {name for name, (_, owner, _) in files.items() if owner == uid}
+    assert theirs == {"run", "disks/root", "disks/work", "run/engine.log"}
     assert files["run"][0] == "0o40700"
     engine = psutil.Process(vm["engine_pid"])
     assert set(engine.uids()) == {uid}
