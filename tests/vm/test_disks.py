@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -30,10 +31,11 @@ def disk_of(home: Home, name: str, file: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def worked(home: Home) -> str:
+def worked(home: Home) -> Iterator[str]:
     """A VM with disks of sizes of its own."""
     home.run("vm", "create", "--name", "disks", "--memory", "512M", "--disk", "6G", "--work-disk", "1G")
-    return "disks"
+    yield "disks"
+    home.run("vm", "delete", "disks", "--yes")
 
 
 def test_root_has_a_home_of_its_own(home: Home, worked: str) -> None:
