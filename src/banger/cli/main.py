@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BangerError as error:
         return fail(error, as_json="--json" in own, debug="--debug" in own)
     except KeyboardInterrupt:
+        if "--debug" not in own:
+            _hush()
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -34,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(BangerError(str(error), hint="--debug shows where"), as_json="--json" in own, debug=False)
     finally:
         _report_defects("--debug" in own)
+
+
+def _hush() -> None:
+    """What an interrupt left half-made, such as an event loop, complains when it is thrown away: to nobody."""
+    import warnings
+
+    sys.unraisablehook = lambda _: None
+    warnings.simplefilter("ignore")
 
 
 def _report_defects(debug: bool) -> None:

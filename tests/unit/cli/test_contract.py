@@ -275,3 +275,28 @@ def verbs_of(noun: str) -> list[str]:
             nested = action.choices[noun]._actions
             return [verb for inner in nested if isinstance(inner, argparse._SubParsersAction) for verb in inner.choices]
     return []
+
+
+HALF_MADE = """
+import sys, types
+from banger.cli import main
+
+class Loop:
+    def __del__(self):
+        raise AttributeError("it was never made")
+
+async def waited():
+    pass
+
+def interrupted(_):
+    loop, never = Loop(), waited()
+    raise KeyboardInterrupt
+
+main.parse = lambda _: types.SimpleNamespace(handler=interrupted)
+sys.exit(main.main([]))
+"""
+
+
+def test_an_interrupt_in_the_middle_of_anything_is_one_word() -> None:
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")
