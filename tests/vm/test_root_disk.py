@@ -71,11 +71,11 @@ def test_the_kernels_device_mapper_does_what_is_asked_of_it(home: Home, booted: 
     try:
         home.run("vm", "exec", booted, "--", "mkdir", "/var/tmp/mapped")
         home.run("vm", "exec", "-i", booted, "--", "tar", "x", "-C", "/var/tmp/mapped", input=packed.getvalue())
-        script = "cd /var/tmp/mapped && PYTHONPATH=. exec python3 mapped_in_guest.py /var/tmp/mapped/work"
+        script = "cd /var/tmp/mapped && PYTHONPATH=. exec python3 mapped_in_guest.py /var/tmp/mapped/here"
         done = home.run("vm", "exec", booted, "--", "sh", "-c", script, status=None)
         if done.returncode == NO_MAPPER:
             pytest.skip("the guest's kernel has no device mapper that can be used")
         assert (done.returncode, done.stdout.decode().strip()) == (0, "all of it"), done.stderr.decode()
     finally:
-        clean = "umount /var/tmp/mapped/work/small; rm -rf /var/tmp/mapped"
+        clean = "umount /var/tmp/mapped/here/small; rm -rf /var/tmp/mapped"
         home.run("vm", "exec", booted, "--", "sh", "-c", clean, status=None)

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,12 +52,11 @@ class WorkSeeds:
             right = image.seed_key == key.fingerprint
             return SeedSource(part_path(self._paths, image, WORK_SEED), key_is_right=right, temporary=False)
         target = directory / f".work-seed-{secrets.token_hex(4)}.ext4"
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(target.unlink, missing_ok=True)
             async with progress.stage("work seed", deadline_s=MAKE_S):
                 await self._make(image, target, key)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+            on_failure.pop_all()
         return SeedSource(target, key_is_right=True, temporary=True)
 
     async def _make(self, image: Image, target: Path, key: PublicKey) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import struct
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from banger.model.errors import BangerError, Conflict, Invalid
@@ -77,13 +77,13 @@ async def attach_root(
     """
     await detach_root(vm_id)
     await _gone(vm_id)
-    try:
+    async with AsyncExitStack() as on_failure:
+        on_failure.push_async_callback(detach_root, vm_id)
         if await in_thread(_mend, changes):
             note(MENDED)
-        return await in_thread(_attach, vm_id, base, changes, size)
-    except BaseException:
-        await detach_root(vm_id)
-        raise
+        device = await in_thread(_attach, vm_id, base, changes, size)
+        on_failure.pop_all()
+    return device
 
 
 async def detach_root(vm_id: str) -> None:

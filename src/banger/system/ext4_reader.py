@@ -8,6 +8,7 @@ import os
 import stat
 import struct
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -62,13 +63,12 @@ class Ext4:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(os.close, self._fd)
             self._raw = os.pread(self._fd, SUPERBLOCK_BYTES, SUPERBLOCK_AT)
             self.superblock = parse_superblock(self._raw, os.fstat(self._fd).st_size, str(path))
             self._read_geometry()
-        except BaseException:
-            os.close(self._fd)
-            raise
+            on_failure.pop_all()
 
     def __enter__(self) -> "Ext4":
         return self

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from banger.model.errors import Timeout
@@ -54,7 +55,8 @@ class FileLock:
         if self.try_acquire():
             return
         descriptor = self._open()
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(os.close, descriptor)
             # a lock belongs to the open file, which we share with flock(1): it waits, and what it gets is ours
             argv = [find_program("flock", package="util-linux"), "--wait", f"{timeout:g}", str(descriptor)]
             child = await spawn(argv, pass_fds=(descriptor,))
@@ -64,9 +66,7 @@ class FileLock:
                 await kill_group(child)
             if status != 0:
                 raise Timeout(f"{self._path} has been locked for {timeout:g} s", hint="try again in a moment")
-        except BaseException:
-            os.close(descriptor)
-            raise
+            on_failure.pop_all()
         self._descriptor = descriptor
 
     def write(self, text: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from banger.cli.connect import add_name, client, confirm, name_of
+from banger.cli.operating import add_detach, run_operation
 from banger.cli.parser import Parser, Verbs
 from banger.model.errors import Invalid
 
@@ -24,7 +25,7 @@ def register(parser: Parser) -> None:
     verb.add_argument("words", nargs="*", metavar="VOLUME VM", help="the volume; the VM by name, id, or its beginning")
     verb.add_argument("--volume", metavar="VOLUME", help="the volume, as a flag")
     verb.add_argument("--vm", metavar="VM", help="the VM, as a flag")
-    verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
+    add_detach(verb)
     verb = verbs.add("delete", delete, "delete volumes and everything on them")
     verb.add_argument("names", nargs="*", metavar="NAME", help="the volumes")
     verb.add_argument("--name", dest="named", action="append", default=[], metavar="NAME", help="the same, as a flag")
@@ -60,22 +61,8 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def attach(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_operation, print_vm
-
     volume, vm = volume_and_vm(arguments)
-    connection = client()
-    operation = connection.attach_volume(volume, vm)
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    else:
-        print_vm(operation.result)
-    return 0
+    return run_operation(arguments, client().attach_volume(volume, vm))
 
 
 def volume_and_vm(arguments: argparse.Namespace) -> tuple[str, str]:
