@@ -1,6 +1,5 @@
 """A machine's disks: /root on a disk of its own that outlasts the root, sizes that grow, room that is given back."""
 
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,17 +82,6 @@ def test_room_that_a_guest_frees_is_given_back(home: Home, worked: str) -> None:
     grown = allocated(root)
     sh(home, worked, "rm /var/big; sync; fstrim /")
     assert grown - allocated(root) > 150 * MIB
-
-
-def test_an_image_is_locked_while_a_vm_uses_it(home: Home, worked: str) -> None:
-    root = home.state / "images" / "debian" / "root.ext4"
-    assert not root.stat().st_mode & 0o222
-    locked = ["flock", "--exclusive", "--nonblock", str(root), "true"]
-    assert subprocess.run(locked, check=False).returncode == 1
-    # by the engine, so until that ends; and the engine of another VM may hold it as well
-    pid = home.json("vm", "show", worked)["engine_pid"]
-    held = [path.name for path in Path(f"/proc/{pid}/fd").iterdir() if path.exists() and path.samefile(root)]
-    assert any("FLOCK  ADVISORY  READ" in Path(f"/proc/{pid}/fdinfo/{fd}").read_text() for fd in held)
 
 
 def test_what_was_made_in_root_outlasts_another_image_and_a_power_off(fresh: Home) -> None:
