@@ -25,12 +25,16 @@ def backing_files() -> set[str]:
 
 
 def nothing_is_left() -> None:
-    """udev looks into every new loop device, and has it open for a moment."""
     assert not any(device_exists(name) for name in device_names(VM))
+    only_backed_by(set())
+
+
+def only_backed_by(files: set[str]) -> None:
+    """udev looks into every new loop device, and has it open for a moment."""
     deadline = time.monotonic() + 10
-    while backing_files() and time.monotonic() < deadline:
+    while backing_files() != files and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not backing_files()
+    assert backing_files() == files
 
 
 def read(device: Path, at: int, length: int) -> bytes:
@@ -136,11 +140,7 @@ async def a_crash_between_steps_is_cleaned_up(base: Path, changes: Path) -> None
         finally:
             os._exit(1)
     assert os.waitpid(pid, 0)[1] == 9
-    # udev looks into the other loop device, and has it open for a moment after its last user has ended
-    deadline = time.monotonic() + 5
-    while backing_files() != {str(base)} and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert backing_files() == {str(base)}, backing_files()
+    only_backed_by({str(base)})
     await detach_root(VM)
     nothing_is_left()
 
