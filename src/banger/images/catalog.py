@@ -71,7 +71,7 @@ def read_metadata(where: ImagePaths) -> Image:
             image = msgspec.json.decode(file.read(MAX_METADATA), type=Image)
     except (OSError, msgspec.MsgspecError) as error:
         raise _broken(where, f"image.json cannot be used: {error}") from error
-    if image.format != IMAGE_FORMAT:
+    if not 1 <= image.format <= IMAGE_FORMAT:
         raise _broken(where, f"it has format {image.format}, and this banger knows {IMAGE_FORMAT}")
     if image.name != where.directory.name:
         raise _broken(where, f"image.json calls it {image.name!r}")

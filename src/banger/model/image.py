@@ -4,18 +4,23 @@ from typing import Literal
 
 import msgspec
 
-IMAGE_FORMAT = 1
+IMAGE_FORMAT = 2  # 1 had no registered images, parents or least memory
 # what the first process of an image's machines can do: 2 mounts a work disk
 INIT_VERSION = 2
 WORK_SEED = "work-seed"  # the role of the part that new work disks are cloned from
 
 
 class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of an image: its name in the image's directory, its length in bytes, its SHA-256 in hex."""
+    """One file of an image: its name in the image's directory, its length in bytes, its SHA-256 in hex.
+
+    Of a registered image, the file may be somebody's elsewhere: an absolute path then, with the time of its last
+    change (nanoseconds since the epoch), by which a change is seen without reading it.
+    """
 
     file: str
     bytes: int
     sha256: str
+    modified_ns: int = 0
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,8 +33,11 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     origin      where the content came from, for people
     has_opencode  the opencode program and its service are in it
     needs_acpi  the kernel finds its virtio devices by ACPI or PCI, not on its command line
-    init_version  of the initramfs' first process; see INIT_VERSION
+    init_version  of the initramfs' first process; see INIT_VERSION. 0: it is not ours, and mounts no work disk
     seed_key    fingerprint of the SSH key in the work seed; empty without a seed
+    managed     all its files are its own; a registered image has some that lie elsewhere
+    parents     the images that it was made of, the nearest first
+    memory_mib  the least memory that its machines need, in MiB; 0 when nobody knows
     """
 
     name: str
@@ -45,6 +53,9 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     has_opencode: bool = False
     init_version: int = 1
     seed_key: str = ""
+    managed: bool = True
+    parents: tuple[str, ...] = ()
+    memory_mib: int = 0
     format: int = IMAGE_FORMAT
 
 
