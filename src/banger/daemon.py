@@ -25,6 +25,7 @@ from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.disks import Disks
 from banger.service.engines import EngineService, programs_in_use
@@ -122,6 +123,8 @@ class Daemon:
         lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, disks)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
+        catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
+        await catalogue.sweep()
         await images.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
@@ -134,6 +137,7 @@ class Daemon:
             volumes=volumes,
             check=check,
             images=images,
+            catalogue=catalogue,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,
