@@ -35,7 +35,7 @@ from banger.system.host import start_ticks
 from tests.support.crash_daemon import ENGINE, Plan
 from tests.support.crash_engine import needs_replay
 from tests.support.home import Home
-from tests.unit.images.tiny import key, make_image
+from tests.unit.images.tiny import key, make_image, make_legacy
 
 ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
@@ -55,12 +55,15 @@ def output(*argv: str, input: str | None = None) -> str:
 
 
 async def make_images(paths: Paths) -> None:
-    """Two that are as they should be, one of an older banger, one that lets in another key."""
+    """Two that are as they should be, one of an older banger, one that lets in another key; the last two for a rename."""
     bundle = RuntimeBundle(paths, Settings())
     await bundle.open()
     key = await bundle.key()
     for name, let_in, older in (("small", key, 0), ("other", key, 0), ("older", key, 1), ("foreign", FOREIGN, 0)):
         await in_thread(make_image, paths, name, f"{let_in.line}\n", seed_key=let_in.fingerprint, older=bool(older))
+    make_legacy(paths, "older")
+    await in_thread(make_image, paths, "parent", f"{key.line}\n", seed_key=key.fingerprint)
+    await in_thread(make_image, paths, "child", f"{key.line}\n", seed_key=key.fingerprint, parents=("parent",))
 
 
 def keep_something_in(disk: Path, content: bytes) -> None:
