@@ -55,7 +55,7 @@ def output(*argv: str, input: str | None = None) -> str:
 
 
 async def make_images(paths: Paths) -> None:
-    """Two that are as they should be, one of an older banger, one that lets in another key; the last two for a rename."""
+    """Two that are as they should be, one of an older banger, one for another key, one and what was made of it."""
     bundle = RuntimeBundle(paths, Settings())
     await bundle.open()
     key = await bundle.key()
@@ -339,6 +339,7 @@ class CrashHome:
             wanted = {part.file for part in image.parts.values()} | {where.metadata.name, where.lock.name}
             left = {path.name for path in where.directory.iterdir()} - wanted
             assert not left or not fresh, f"files that the image does not name: {left}"
+            assert all(self.paths.image(parent).directory.is_dir() for parent in image.parents), image.parents
             if WORK_SEED in image.parts:
                 output("e2fsck", "-fn", str(part_path(self.paths, image, WORK_SEED)))
         assert len(self.client.list_images()) == len(list(self.paths.images.iterdir()))

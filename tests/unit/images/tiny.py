@@ -73,7 +73,8 @@ async def _make(paths: Paths, name: str, lines: str, seed_key: str, *, older: bo
         image = Image(
             name=name, distro="debian", release="12", kernel_release="6", boot_args="rootfstype=ext4",
             parts=measure_parts(out.directory, roles), packages=0, created_at="2026-01-01T00:00:00+00:00",
-            origin="test", needs_acpi=True, seed_key=seed_key, init_version=1 if older else INIT_VERSION, parents=parents,
+            origin="test", needs_acpi=True, seed_key=seed_key, init_version=1 if older else INIT_VERSION,
+            parents=parents,
         )  # fmt: skip
         publish(paths, image, out.directory)
     return image
