@@ -120,13 +120,12 @@ if real home; then
     done
 fi
 if [ "${KEEP_ROOT:-0}" != 1 ]; then
-    if [ -L root ]; then
-        failed="$failed root"
-    fi
     empty root
-    if [ -d "${TREE:-}/home" ]; then
+    if [ -n "${TREE:-}" ] && [ -d "$TREE/home" ]; then
         there root || mkdir -m 700 root
         real root && cp -a "$TREE/home/." root/ && chown -hR 0:0 root && chmod 700 root || failed="$failed root"
+    elif [ -L root ]; then
+        failed="$failed root"
     fi
 fi
 
