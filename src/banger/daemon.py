@@ -23,6 +23,7 @@ from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.appliance import Appliance
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
 from banger.service.catalogue import Catalogue
@@ -123,7 +124,9 @@ class Daemon:
         disks = Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room), bundle)
         lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, disks)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
-        self._drafts = Drafts(paths, bundle, admission.room)
+        appliance = Appliance(paths, settings, choice, admission.room)
+        await appliance.sweep()  # before the workspaces, whose files its machines have open
+        self._drafts = Drafts(paths, bundle, appliance, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
         catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
         await catalogue.sweep()
