@@ -22,7 +22,7 @@ from banger.paths import ImagePaths
 ARCHIVE_FORMAT = 1
 MANIFEST = "banger-image.json"
 MANIFEST_MAX = MIB
-# what parts there are, and what each is called in an archive, whatever its file is called in the image; the largest last
+# what parts there are, and what each is called in an archive, whatever its file is called in the image; large ones last
 _USUAL = {role: path.name for role, path in usual_files(ImagePaths(Path())).items()}
 FILES = {role: _USUAL[role] for role in sorted(_USUAL, key=lambda role: (role == "root", role == WORK_SEED))}
 _LARGEST = {"kernel": GIB, "bzimage": GIB, "initramfs": GIB, "config": 16 * MIB, "manifest": 64 * MIB}
@@ -69,7 +69,7 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def read_manifest(raw: bytes, *, largest: int) -> Manifest:
-    """The manifest of an archive whose parts have at most `largest` bytes together, with their holes. Raises `Invalid`."""
+    """The manifest of an archive whose parts have at most `largest` bytes together, with holes. Raises `Invalid`."""
     try:
         version = msgspec.json.decode(raw, type=_Version).format
         if version != ARCHIVE_FORMAT:

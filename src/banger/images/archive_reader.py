@@ -6,7 +6,7 @@ Names in it are compared, and never used. Nothing is a file of an image before i
 import os
 import select
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,10 +31,10 @@ _HINT = "get it again from where it was exported; nothing of it is left here"
 
 
 class Source:
-    """An open file, or the reading end of a pipe. `stop` ends the wait for a pipe."""
+    """An open file, or the reading end of a pipe. `stop` ends the wait for it, and is given before each step."""
 
-    def __init__(self, descriptor: int, stop: Stop) -> None:
-        self.stop = stop
+    def __init__(self, descriptor: int) -> None:
+        self.stop: Stop | None = None
         self.at = 0
         self._descriptor = descriptor
         self._waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -43,6 +43,7 @@ class Source:
 
     def read(self, count: int) -> bytes:
         """1 to `count` bytes; none at the end. Raises `Cancelled`, `Timeout`, `OSError`."""
+        assert self.stop is not None
         self.stop.check()
         while True:
             if self._waits:
@@ -64,9 +65,12 @@ class ArchiveReader:
         self._waiting = memoryview(b"")
         self._where = MANIFEST
         self._left = self._whole = 0  # of the data of the part that is being read
+        self._done = 0  # of the data of all parts
+        self._told: Callable[[int], None] = lambda count: None
 
-    def manifest(self, *, largest: int) -> tuple[Manifest, bytes]:
+    def manifest(self, stop: Stop, *, largest: int) -> tuple[Manifest, bytes]:
         """What the archive says it holds, checked, and as it was written. See `read_manifest`."""
+        self.source.stop = stop
         member = self._next()
         if member is None or member.name != MANIFEST or len(member.runs) != 1 or member.size > MANIFEST_MAX:
             raise self._damaged(f"it does not begin with {MANIFEST}")
@@ -74,15 +78,21 @@ class ArchiveReader:
         return read_manifest(raw, largest=largest), raw
 
     def parts(
-        self, manifest: Manifest, directory: Path | None, kept: Collection[str], told: Callable[[int], None]
+        self,
+        stop: Stop,
+        manifest: Manifest,
+        directory: Path | None = None,
+        kept: Collection[str] = (),
+        told: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Read to the end, and put each part into the directory, durably, once its digest was found right.
 
         `kept` are names of those that are there already. Without a directory nothing is written. `told` hears how many
         bytes of data have been read.
         """
+        self.source.stop = stop
+        self._told = told
         wanted = {part.file: part for part in manifest.parts}
-        done = 0
         while (member := self._next()) is not None:
             part = wanted.pop(member.name, None)
             if part is None:
@@ -93,43 +103,51 @@ class ArchiveReader:
                 raise self._damaged(f"{part.file} has another size than {MANIFEST} says")
             self._where = part.file
 
-            def heard(count: int, before: int = done) -> None:
-                told(before + count)
-
-            self._part(member, part, None if part.file in kept else directory, heard, hashed=part.file not in kept)
-            done += part.stored
+            if part.file in kept:
+                self._pass_over(member)
+            else:
+                self._part(stop, member, part, directory)
         if wanted:
             raise self._damaged(f"it holds no {next(iter(wanted))}")
         self._finish()
 
-    def _part(
-        self, member: Member, part: Packed, directory: Path | None, told: Callable[[int], None], *, hashed: bool
-    ) -> None:
-        digest = SparseDigest(self.source.stop.check)
-        partial = None if directory is None else directory / (part.file + PARTIAL)
+    def _part(self, stop: Stop, member: Member, part: Packed, directory: Path | None) -> None:
+        """Check a part's content, and write it."""
+        digest = SparseDigest(stop.check)
         with ExitStack() as stack:
-            file = None if partial is None else stack.enter_context(partial.open("xb", buffering=0))
-            if file is not None:
+            file = None
+            if directory is not None:
+                file = stack.enter_context((directory / (part.file + PARTIAL)).open("xb", buffering=0))
                 os.fchmod(file.fileno(), 0o600)
                 file.truncate(part.bytes)
-            for offset, length in member.runs:
-                end = offset + length
-                while offset < end:
-                    piece = self._some(end - offset)
-                    if hashed:
-                        digest.add(offset, piece)
-                    if file is not None:
-                        _write(file.fileno(), piece, offset)
-                    offset += len(piece)
-                    told(self._whole - self._left)
-            self._exactly(-member.stored % BLOCK)
-            if hashed and digest.finish(part.bytes) != part.sha256:
+            for offset, piece in self._pieces(member):
+                digest.add(offset, piece)
+                if file is not None:
+                    _write(file.fileno(), piece, offset)
+            if digest.finish(part.bytes) != part.sha256:
                 raise self._damaged(f"the digest of {part.file} is wrong")
             if file is not None:
                 os.fsync(file.fileno())
-        if partial is not None and directory is not None:
-            partial.rename(directory / part.file)
+        if directory is not None:
+            (directory / (part.file + PARTIAL)).rename(directory / part.file)
             sync_path(directory)
+
+    def _pass_over(self, member: Member) -> None:
+        for _ in self._pieces(member):
+            pass
+
+    def _pieces(self, member: Member) -> Iterator[tuple[int, bytes]]:
+        """The data of the present member, and the zeros behind it."""
+        for offset, length in member.runs:
+            end = offset + length
+            while offset < end:
+                piece = self._take(end - offset)
+                self._left -= len(piece)
+                self._done += len(piece)
+                self._told(self._done)
+                yield offset, piece
+                offset += len(piece)
+        self._exactly(-member.stored % BLOCK)
 
     def _next(self) -> Member | None:
         try:
@@ -151,11 +169,6 @@ class ArchiveReader:
             data += self._take(count - len(data))
         return bytes(data)
 
-    def _some(self, count: int) -> bytes:
-        piece = self._take(count)
-        self._left -= len(piece)
-        return piece
-
     def _take(self, count: int) -> bytes:
         """1 to `count` bytes of the unpacked archive."""
         while not self._waiting:
@@ -167,7 +180,7 @@ class ArchiveReader:
 
     def _finish(self) -> None:
         """Behind the end of the tar archive there are some zeros and the right checksum, and nothing else."""
-        self._where = "its end"
+        self._where = "the checksum at its end"
         left = _TRAILER_MAX
         while True:
             if any(self._waiting) or (left := left - len(self._waiting)) < 0:
@@ -207,6 +220,7 @@ class _Frame:
 
     def __init__(self, source: Source) -> None:
         self.ended = False
+        self._last = False  # the checksum is next
         self._source = source
         self._unpacker: zstandard.ZstdDecompressionObj | None = None
 
@@ -220,21 +234,20 @@ class _Frame:
                 return content
         raise zstandard.ZstdError("nothing but empty blocks")
 
-    def _next(self, unpacker: zstandard.ZstdDecompressionObj) -> bytes:
+    def _next(self, unpacker: "zstandard.ZstdDecompressionObj") -> bytes:
+        if self._last:
+            content = unpacker.decompress(self._exactly(4))  # raises when it is wrong
+            self.ended = True
+            return content
         head = self._exactly(3)
         number = int.from_bytes(head, "little")
         last, kind, size = number & 1, number >> 1 & 3, number >> 3
         if kind > _COMPRESSED or size > _BLOCK_MAX:
             raise zstandard.ZstdError("an impossible block")
-        content = unpacker.decompress(head + self._exactly(1 if kind == _RLE else size))
-        if last:
-            content += unpacker.decompress(self._exactly(4))  # raises when the checksum is wrong
-            if not unpacker.eof:
-                raise zstandard.ZstdError("no end where it should be")
-            self.ended = True
-        return content
+        self._last = bool(last)
+        return unpacker.decompress(head + self._exactly(1 if kind == _RLE else size))
 
-    def _begin(self) -> zstandard.ZstdDecompressionObj:
+    def _begin(self) -> "zstandard.ZstdDecompressionObj":
         head = self._exactly(5)
         if not head.startswith(ZSTD_MAGIC):
             raise zstandard.ZstdError("it is not compressed by zstd")

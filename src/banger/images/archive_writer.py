@@ -1,4 +1,4 @@
-"""Packing an image into one file: a tar archive of plain files with holes, compressed by zstd, written as it is read."""
+"""Packing an image into one file: a tar archive of plain files with holes, compressed by zstd, as they are read."""
 
 import io
 import os
