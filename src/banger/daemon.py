@@ -24,6 +24,7 @@ from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.appliance import Appliance
+from banger.service.archives import Archives
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
 from banger.service.catalogue import Catalogue
@@ -131,6 +132,8 @@ class Daemon:
         catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
         await catalogue.sweep()
         await images.sweep()
+        archives = Archives(paths, settings, operations, bundle, admission)
+        await archives.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
@@ -143,6 +146,7 @@ class Daemon:
             check=check,
             images=images,
             catalogue=catalogue,
+            archives=archives,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,

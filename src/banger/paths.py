@@ -298,6 +298,11 @@ class Paths(NamedTuple):
         return self.cache / "imports"
 
     @property
+    def exports(self) -> Path:
+        """Links to the files that exports are about to write, wherever those are."""
+        return self.state / "exports"
+
+    @property
     def jails(self) -> Path:
         return self.state / "jails"
 
