@@ -50,9 +50,12 @@ def upgrade(document: Any) -> Any:
 
 
 def _renamed(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names[name]: value for name, value in given.items() if name in names} | {
-        name: value for name, value in given.items() if name not in names
-    }
+    found = {}
+    for name, value in given.items():
+        today = names.get(name, name)
+        if today == name or today not in given:
+            found[today] = value
+    return found
 
 
 def _part(part: Any) -> Any:
