@@ -102,6 +102,14 @@ def test_one_image_is_shown_with_what_it_needs_and_where_it_comes_from(home: Hom
     assert re.search(r"^packages +nobody wrote them down$", older, re.MULTILINE)
 
 
+def test_words_of_whoever_made_an_image_do_nothing_to_the_terminal(fresh: Home) -> None:
+    publish_small(paths(fresh), "foreign", origin="\x1b[31mred", distro="\x1b]0;title\x07")
+    for words in (("image", "list"), ("image", "show", "foreign")):
+        done = fresh.run(*words)
+        assert b"\x1b" not in done.stdout + done.stderr
+    assert b"?[31mred" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said", "hint"),
     [
