@@ -51,7 +51,7 @@ def read_initramfs(path: Path, told: Callable[[int], None] = lambda count: None)
     """
     found, budget = _Found(), Budget()
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb", buffering=0) as file:
+    with os.fdopen(fd, "rb", buffering=0) as file:
         seen = os.fstat(fd)
         if not stat.S_ISREG(seen.st_mode) or seen.st_size > MAX_FILE:
             raise BadInitramfs(f"{path} is no file of at most {MAX_FILE >> 20} MiB", hint=_HINT)

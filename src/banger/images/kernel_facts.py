@@ -67,7 +67,7 @@ def read_kernel(path: Path) -> BootKernel:
 def read_small(path: Path, limit: int, what: str) -> bytes:
     """A file of a person's. Raises `BadKernel` for one that is none or is larger, `OSError`."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb") as file:
+    with os.fdopen(fd, "rb") as file:
         seen = os.fstat(fd)
         if not stat.S_ISREG(seen.st_mode) or seen.st_size > limit:
             raise BadKernel(f"{path} is no {what}: it has to be a file of at most {limit >> 20} MiB")

@@ -25,7 +25,7 @@ def directory_reader(directory: Path) -> ReadModule:
             fd = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
-        with open(fd, "rb") as file:
+        with os.fdopen(fd, "rb") as file:
             seen = os.fstat(fd)
             if not stat.S_ISREG(seen.st_mode):
                 return None
