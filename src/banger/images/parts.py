@@ -102,11 +102,12 @@ def sweep_parts(paths: Paths) -> None:
 
 
 async def bring_up_to_date(paths: Paths, image: Image) -> Image:
-    """The image with a first process that this banger's machines need; the image itself when it has one.
+    """The image with a first process that this banger's machines need; the image itself when it has one, or somebody
+    else's.
 
     Raises `HostRequirement` where the image's directory cannot be written, and like `replace_parts`.
     """
-    if image.init_version >= INIT_VERSION:
+    if image.init_version >= INIT_VERSION or image.init_version == 0:
         return image
     try:
         async with workspace(paths) as work:
