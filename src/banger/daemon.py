@@ -25,6 +25,7 @@ from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.disks import Disks
 from banger.service.drafts import Drafts
@@ -124,6 +125,8 @@ class Daemon:
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         self._drafts = Drafts(paths, bundle, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
+        catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
+        await catalogue.sweep()
         await images.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
@@ -136,6 +139,7 @@ class Daemon:
             volumes=volumes,
             check=check,
             images=images,
+            catalogue=catalogue,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
@@ -20,6 +21,7 @@ class Services:
     volumes: VolumeService
     check: CheckService
     images: ImageService
+    catalogue: Catalogue
     engines: EngineService
     capacity: CapacityService
     operations: Operations

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 
-from banger.images.catalog import measure_parts, part_path, read_metadata
+from banger.images.catalog import measure_parts, part_path, read_metadata, write_metadata
 from banger.images.counted import counted
 from banger.model.errors import Conflict, Invalid
-from banger.model.image import IMAGE_FORMAT, WORK_SEED, Image, ImagePart
+from banger.model.image import WORK_SEED, Image, ImagePart
 from banger.model.progress import Progress
 from banger.paths import Paths
-from banger.system.files import allocated_bytes, in_thread, make_read_only, sha256_of, sync_path
+from banger.system.files import allocated_bytes, in_thread, sha256_of, sync_path
 from banger.system.locks import FileLock
 
 _LOCK_S = 30.0
@@ -133,9 +133,7 @@ async def become_managed(paths: Paths, seen: Image, made: Image, directory: Path
             parts[role] = msgspec.structs.replace(part, formerly=formerly)
             moved[directory / part.file] = part.file
         seed_key = now.seed_key if WORK_SEED in now.parts else made.seed_key
-        result = msgspec.structs.replace(
-            now, parts=parts, managed=True, packages=made.packages, seed_key=seed_key, format=IMAGE_FORMAT
-        )
+        result = msgspec.structs.replace(now, parts=parts, managed=True, packages=made.packages, seed_key=seed_key)
         return _settle(paths, result, moved, work)
 
     return await _locked(paths, seen.name, replace)
@@ -162,9 +160,7 @@ def _unchanged(paths: Paths, seen: Image) -> Image:
 
 def _settle(paths: Paths, image: Image, moved: Mapping[Path, str], work: Path) -> Image:
     where, document = paths.image(image.name), work / "image.json"
-    document.write_bytes(msgspec.json.format(msgspec.json.encode(image)) + b"\n")
-    make_read_only(document)
-    sync_path(document)
+    write_metadata(document, image)
     for path, name in moved.items():
         path.rename(where.directory / name)
     sync_path(where.directory)

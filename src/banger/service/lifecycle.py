@@ -186,10 +186,10 @@ class Lifecycle:
         paths = self._paths.vm(vm.id)
         image = find_image(self._paths, vm.image)
         base = part_path(self._paths, image, "root")
-        with image_in_use(base) as held:
+        with image_in_use(base, image.name) as held:
             machine = self._machine(vm, image, await self._disks.attach_root(job, vm, image))
             if vm.jailed:
-                self._image_locks.acquire(vm.id, base)
+                self._image_locks.acquire(vm.id, base, vm.image)
                 process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
             else:
                 process = await launch(engine, machine, paths, inherit=(held,))
@@ -377,7 +377,7 @@ class Lifecycle:
             # its root disk may need the image no more, and a registered one's files may be gone
             with contextlib.suppress(NotFound, Invalid, Conflict):
                 base = part_path(self._paths, find_image(self._paths, vm.image), "root")
-                self._image_locks.acquire(vm.id, base)
+                self._image_locks.acquire(vm.id, base, vm.image)
         return True
 
 

@@ -52,9 +52,7 @@ async def check_overlay(
             await copy_disk(overlay, copy, progress, room)
             source = copy
         if former is not None:
-            found["notes"].append(
-                f"it names {former}, as the image's root was called before; the next start sees to it"
-            )
+            found["notes"].append(f"it names {former}, where the image's root was before; the next start sees to that")
             await change_base(copy, former, base)
         faults, notes = await _check_tables(source, repair=dirty)
         found["notes"] += notes
