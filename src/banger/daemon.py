@@ -36,6 +36,7 @@ from banger.service.lifecycle import Lifecycle
 from banger.service.opencode import Opencode
 from banger.service.pressure import Pressure
 from banger.service.reconcile import Reconciler
+from banger.service.registration import Registration
 from banger.service.report import Reporter
 from banger.service.seeds import WorkSeeds
 from banger.service.truth import Truth
@@ -140,6 +141,7 @@ class Daemon:
             check=check,
             images=images,
             catalogue=catalogue,
+            registration=Registration(paths, self._vms, operations, self._drafts),
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,

@@ -10,6 +10,7 @@ from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
+from banger.service.registration import Registration
 from banger.service.report import Reporter
 from banger.service.vms import VmService
 from banger.service.volumes import VolumeService
@@ -22,6 +23,7 @@ class Services:
     check: CheckService
     images: ImageService
     catalogue: Catalogue
+    registration: Registration
     engines: EngineService
     capacity: CapacityService
     operations: Operations

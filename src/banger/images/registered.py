@@ -129,8 +129,9 @@ async def become_managed(paths: Paths, seen: Image, made: Image, directory: Path
             if before is not None and not before.elsewhere:
                 parts[role] = before
                 continue
-            formerly = (*before.formerly, before.file) if before is not None else ()
-            parts[role] = msgspec.structs.replace(part, formerly=formerly)
+            parts[role] = part
+            if role == "root" and before is not None:
+                parts[role] = msgspec.structs.replace(part, formerly=(*before.formerly, before.file))
             moved[directory / part.file] = part.file
         seed_key = now.seed_key if WORK_SEED in now.parts else made.seed_key
         result = msgspec.structs.replace(now, parts=parts, managed=True, packages=made.packages, seed_key=seed_key)

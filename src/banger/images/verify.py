@@ -55,8 +55,9 @@ class _Verification:
         if "manifest" not in image.parts:
             self._progress.note("it has no package manifest: nobody wrote down which packages are in it")
         if self._faults:
+            state = "is damaged" if image.managed else "is not what was registered"
             raise BangerError(
-                f"the image {image.name} is damaged: {'; '.join(f'{role}: {what}' for role, what in self._faults)}",
+                f"the image {image.name} {state}: {'; '.join(f'{role}: {what}' for role, what in self._faults)}",
                 hint=damaged_hint(image.name, managed=image.managed),
                 details={"faults": [{"part": role, "fault": what} for role, what in self._faults]},
             )
@@ -99,7 +100,7 @@ class _Verification:
         if not same:
             return f"the content of {part.file} has changed"
         if changed := part_changed(where, part):
-            return f"{changed}, and has the same content: register it again"
+            return f"{changed}, and has the same content"
         return ""
 
     async def _filesystem(self, role: str) -> None:
