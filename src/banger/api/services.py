@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
+from banger.service.archives import Archives
 from banger.service.capacity import CapacityService
 from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
@@ -24,6 +25,7 @@ class Services:
     images: ImageService
     catalogue: Catalogue
     registration: Registration
+    archives: Archives
     engines: EngineService
     capacity: CapacityService
     operations: Operations
