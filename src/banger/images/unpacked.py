@@ -167,14 +167,13 @@ _DECODE_ERRORS = (
 class Budget:
     """How much may still be unpacked."""
 
-    def __init__(self, left: int = MAX_BYTES) -> None:
-        self._all = left
-        self._left = left
+    def __init__(self) -> None:
+        self._left = MAX_BYTES
 
     def spend(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise BadInitramfs(f"the initramfs unpacks to more than {self._all >> 20} MiB")
+            raise BadInitramfs(f"the initramfs unpacks to more than {MAX_BYTES >> 20} MiB")
 
 
 def unpacked(source: Source, budget: Budget) -> Source | None:
