@@ -138,13 +138,12 @@ class Daemon:
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
-        check = CheckService(paths, self._vms, operations, admission)
         await volumes.sweep()  # before VMs are settled: what was being kept of one that goes is a volume then
         await Reconciler(paths, self._vms, operations, lifecycle, monitor).run()
         services = Services(
             vms=self._vm_service,
             volumes=volumes,
-            check=check,
+            check=CheckService(paths, self._vms, operations, admission),
             images=images,
             catalogue=catalogue,
             registration=Registration(paths, self._vms, operations, self._drafts),
