@@ -12,9 +12,10 @@ from tests.support.leaks import difference, mark_this_run, snapshot
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     mark_this_run()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # as a shell's background jobs begin; the programs that the tests interrupt would ignore it as well
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # what a job in the background, or one below nohup, ignores would be ignored by every program that a test starts
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     base = tmp_path_factory.getbasetemp()
     before = snapshot(base)
     yield
