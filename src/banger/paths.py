@@ -259,6 +259,14 @@ class Paths(NamedTuple):
         return self.state / "reports"
 
     @property
+    def builds(self) -> Path:
+        """What the steps of each image's build have printed."""
+        return self.state / "builds"
+
+    def build_log(self, operation_id: str) -> Path:
+        return self.builds / f"{operation_id}.log"
+
+    @property
     def daemon_log(self) -> Path:
         return self.state / "daemon.log"
 
@@ -281,6 +289,11 @@ class Paths(NamedTuple):
     @property
     def downloads(self) -> Path:
         return self.cache / "downloads"
+
+    @property
+    def layers(self) -> Path:
+        """Root disks of builds as they were after a step, to go on from."""
+        return self.cache / "layers"
 
     @property
     def jails(self) -> Path:

@@ -39,6 +39,8 @@ def print_vms(vms: Iterable[VmDocument]) -> None:
     for vm in vms:
         if vm["state"] == "paused" and vm["problem"]:
             print(f"{vm['name']} is paused: {vm['problem']}")
+        if vm["build"]:
+            print(f"{vm['name']} is there for the build of the image {vm['build']}, and goes with it")
 
 
 def print_vm(vm: VmDocument) -> None:
@@ -55,6 +57,7 @@ def print_vm(vm: VmDocument) -> None:
             ("problem", vm["problem"]),
             ("health", vm["health"]),
             ("image", vm["image"]),
+            ("builds", vm["build"] and f"the image {vm['build']}; it goes when that is done"),
             ("vcpu", str(vm["vcpu"])),
             ("memory", show_size(vm["memory_mib"] * MIB)),
             (
