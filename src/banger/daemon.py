@@ -27,6 +27,7 @@ from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
 from banger.service.check import CheckService
 from banger.service.disks import Disks
+from banger.service.drafts import Drafts
 from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
@@ -121,6 +122,7 @@ class Daemon:
         disks = Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room), bundle)
         lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, disks)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
+        self._drafts = Drafts(paths, bundle, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
         await images.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))

@@ -153,6 +153,11 @@ class ImagePaths(NamedTuple):
         return self.directory / "initramfs.cpio"
 
     @property
+    def config(self) -> Path:
+        """What the kernel was built with."""
+        return self.directory / "kernel.config"
+
+    @property
     def manifest(self) -> Path:
         return self.directory / "packages.json"
 

@@ -1,6 +1,5 @@
 """A Debian 12 image, from packages to a directory that machines boot from."""
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,16 @@ from pathlib import Path
 
 from banger.images import opencode
 from banger.images.apt_sources import host_sources, mirror_source
-from banger.images.catalog import check_free, measure_parts, publish, workspace
+from banger.images.catalog import check_free, publish, workspace
 from banger.images.confine import require_root, run_confined
-from banger.images.kernel_package import CONFIG_NAME, KernelPackage, install_kernel
+from banger.images.draft import Draft, describe
+from banger.images.kernel_package import KernelPackage, install_kernel
+from banger.images.manifest import in_order, write_manifest
 from banger.images.mmdebstrap import Recipe, install
 from banger.images.rootfs import Seed, check_root, clean, installed_packages, plant
 from banger.images.work_seed import make_work_seed
 from banger.model.errors import HostRequirement, Invalid
-from banger.model.image import INIT_VERSION, WORK_SEED, Image
+from banger.model.image import INIT_VERSION, Image
 from banger.model.progress import Progress
 from banger.paths import ImagePaths, Paths
 from banger.system.ext4 import check_ext4, make_ext4
@@ -152,34 +153,24 @@ async def _seed(root: Path, seed: Seed, others: Sequence[Mapping[str, str]], out
         python = ["/usr/bin/python3", "-m", "compileall", "-q", "--invalidation-mode", "timestamp"]
         await run_confined([chroot, str(root), *python, *seed.compile_dirs], timeout=120, on_line=lambda _: None)
     check_root(root)
-    packages = [*installed_packages(root), *others]
-    packages.sort(key=lambda package: (package["name"], package["arch"]))
-    out.manifest.write_text(json.dumps(packages, indent=1) + "\n")
+    packages = in_order([*installed_packages(root), *map(dict, others)])
+    write_manifest(out.manifest, packages)
     return len(packages)
 
 
 def _describe(request: DebianRequest, recipe: Recipe, kernel: KernelPackage, out: ImagePaths, packages: int) -> Image:
-    roles = {
-        "root": out.root,
-        "kernel": out.kernel,
-        "bzimage": out.bzimage,
-        "initramfs": out.initramfs,
-        "config": out.directory / CONFIG_NAME,
-        "manifest": out.manifest,
-        WORK_SEED: out.work_seed,
-    }
-    return Image(
+    image = Image(
         name=request.name,
         distro="debian",
         release=RELEASE,
         kernel_release=kernel.release,
         boot_args=BOOT_ARGS,
-        parts=measure_parts(out.directory, roles),
-        packages=packages,
+        parts={},
+        packages=0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         origin="; ".join(recipe.sources) or f"mmdebstrap {recipe.suite}",
         needs_acpi=kernel.config.needs_acpi,
         has_opencode=request.opencode,
         init_version=INIT_VERSION,
-        seed_key=request.seed_key,
     )
+    return describe(Draft(out.directory, image), packages=packages, seed_key=request.seed_key)

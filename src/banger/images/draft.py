@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from banger.model.image import Image
+import msgspec
+
+from banger.images.catalog import measure_parts
+from banger.model.image import WORK_SEED, Image
 from banger.paths import ImagePaths
 
 
@@ -23,3 +26,23 @@ class Draft:
     @property
     def files(self) -> ImagePaths:
         return ImagePaths(self.directory)
+
+
+def usual_files(where: ImagePaths) -> dict[str, Path]:
+    """The files of an image's directory by the roles of the parts that they are, whether they are there or not."""
+    return {
+        "root": where.root,
+        "kernel": where.kernel,
+        "bzimage": where.bzimage,
+        "initramfs": where.initramfs,
+        "config": where.config,
+        "manifest": where.manifest,
+        WORK_SEED: where.work_seed,
+    }
+
+
+def describe(draft: Draft, *, packages: int, seed_key: str) -> Image:
+    """The image with the parts that are there: measured, read-only and durable from here on."""
+    files = {role: path for role, path in usual_files(draft.files).items() if path.exists()}
+    parts = measure_parts(draft.directory, files)
+    return msgspec.structs.replace(draft.image, parts=parts, packages=packages, seed_key=seed_key)

@@ -11,8 +11,6 @@ from banger.paths import ImagePaths
 from banger.system.files import in_thread
 from banger.system.process import find_program, run
 
-CONFIG_NAME = "kernel.config"
-
 
 @dataclass(frozen=True)
 class KernelPackage:
@@ -41,7 +39,7 @@ async def install_kernel(source: Path, root: Path, out: ImagePaths) -> KernelPac
     (tree / "lib/modules" / release).rename(modules)
     await run([find_program("depmod", package="kmod"), "-b", str(root), release], timeout=120)
     config = await in_thread(_write_boot_files, tree / "boot", release, modules, out)
-    (root / "boot" / f"config-{release}").write_bytes((out.directory / CONFIG_NAME).read_bytes())
+    (root / "boot" / f"config-{release}").write_bytes(out.config.read_bytes())
     return KernelPackage(release, config, {"name": name, "version": version, "arch": arch})
 
 
@@ -53,9 +51,9 @@ def _only(found: Iterable[Path], what: str) -> Path:
 
 
 def _write_boot_files(boot: Path, release: str, modules: Path, out: ImagePaths) -> KernelConfig:
-    (boot / f"config-{release}").rename(out.directory / CONFIG_NAME)
+    (boot / f"config-{release}").rename(out.config)
     (boot / f"vmlinuz-{release}").rename(out.bzimage)
-    config = KernelConfig.parse((out.directory / CONFIG_NAME).read_text())
+    config = KernelConfig.parse(out.config.read_text())
     vmlinux = extract_vmlinux(out.bzimage.read_bytes())
     if pvh_entry(vmlinux) is None:
         raise BadKernel(f"the kernel {release} has no PVH entry", hint="use a kernel with CONFIG_PVH=y")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from banger.images.manifest import dpkg_packages
 from banger.model.errors import Invalid
 from banger.system.files import path_in_root, write_new
 
@@ -85,12 +86,7 @@ def _place(root: Path, name: str) -> Path:
 
 def installed_packages(root: Path) -> list[dict[str, str]]:
     """Name, version and architecture of every installed package, sorted, from dpkg's status file (dpkg(1))."""
-    found = []
-    for stanza in (root / "var/lib/dpkg/status").read_text(errors="replace").split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Version|Architecture|Status): (.*)$", stanza, re.MULTILINE))
-        if fields.get("Status") == "install ok installed":
-            found.append({"name": fields["Package"], "version": fields["Version"], "arch": fields["Architecture"]})
-    return sorted(found, key=lambda package: (package["name"], package["arch"]))
+    return dpkg_packages((root / "var/lib/dpkg/status").read_text(errors="replace"))
 
 
 def check_root(root: Path) -> None:

@@ -5,7 +5,7 @@ import threading
 
 from banger.images.catalog import part_fault, part_path, read_metadata
 from banger.images.homes import SEED_HOME, home_keys
-from banger.model.errors import BangerError, Cancelled, CommandFailed, Invalid, Timeout
+from banger.model.errors import BangerError, Cancelled, CommandFailed, Invalid, NotFound, Timeout
 from banger.model.image import WORK_SEED, Image, Verified
 from banger.model.progress import Progress
 from banger.paths import Paths
@@ -107,6 +107,6 @@ class _Verification:
         try:
             found = await home_keys(part_path(self._paths, self._image, WORK_SEED), SEED_HOME, self._paths.runtime)
             fault = "" if wanted in found else f"it does not let in the key {wanted}, which image.json names"
-        except (CommandFailed, Invalid, Timeout) as error:
+        except (CommandFailed, Invalid, NotFound, Timeout) as error:
             fault = f"its keys cannot be read: {error.message}"
         self._passes(WORK_SEED, "key", fault)

@@ -99,13 +99,20 @@ def test_a_home_beyond_a_bound_is_refused(
     assert "more than" in _refused(_filesystem(tmp_path, tree), tmp_path / "out")
 
 
-@pytest.mark.parametrize("instead", ["link", "file", "nothing"])
+def test_of_a_root_without_a_home_a_seed_is_made_all_the_same(tmp_path: Path, tree: Path) -> None:
+    shutil.rmtree(tree / "root")
+    seed = _remake(_filesystem(tmp_path, tree), tmp_path / "out")
+    assert keys_in(seed) == [NEW.line]
+    assert list((tmp_path / "out").iterdir()) == [seed]
+
+
+@pytest.mark.parametrize("instead", ["link", "file"])
 def test_a_home_that_is_no_directory_is_refused(tmp_path: Path, tree: Path, instead: str) -> None:
     shutil.rmtree(tree / "root")
     if instead == "link":
         (tree / "root").symlink_to("etc")
         (tree / "etc").mkdir()
-    elif instead == "file":
+    else:
         (tree / "root").write_text("")
     assert _refused(_filesystem(tmp_path, tree), tmp_path / "out")
 
