@@ -23,6 +23,8 @@ from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.build_machine import BuildMachines
+from banger.service.builds import BuildService
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
 from banger.service.check import CheckService
@@ -130,12 +132,16 @@ class Daemon:
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
         check = CheckService(paths, self._vms, operations, admission)
         await volumes.sweep()  # before VMs are settled: what was being kept of one that goes is a volume then
+        machines = BuildMachines(paths, settings, self._vms, lifecycle, monitor, bundle, admission)
+        builds = BuildService(paths, settings, self._vms, operations, machines, bundle, self._drafts)
+        await builds.sweep()
         await Reconciler(paths, self._vms, operations, lifecycle, monitor).run()
         services = Services(
             vms=self._vm_service,
             volumes=volumes,
             check=check,
             images=images,
+            builds=builds,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,

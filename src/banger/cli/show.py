@@ -127,6 +127,30 @@ def print_image(image: Mapping[str, Any]) -> None:
     )
 
 
+def print_built(operation: Operation) -> None:
+    """The image, how its packages differ from its base's, and how long each stage took."""
+    from banger.cli.recipes import package_words
+
+    built = operation.result
+    image, packages = built["image"], built["packages"]
+    rows = [(stage.name, duration(stage.seconds)) for stage in operation.stages if stage.seconds >= 1]
+    table(("STAGE", "TOOK"), rows)
+    print()
+    facts(
+        (
+            ("image", image["name"]),
+            ("from", ", ".join(image["parents"])),
+            ("size", show_size(sum(part["bytes"] for part in image["parts"].values()))),
+            ("packages", f"{image['packages']}; {package_words(packages)}"),
+            ("came", ", ".join(package["name"] for package in packages if not package["before"])),
+            ("went", ", ".join(package["name"] for package in packages if not package["after"])),
+            ("cached", ", ".join(built["cached"])),
+            ("output", built["log"]),
+            ("took", _took(operation)),
+        )
+    )
+
+
 def print_verified(found: Mapping[str, Any]) -> None:
     print(f"the image {found['image']} is sound")
     table(("PART", "PASSED"), ((role, ", ".join(checks)) for role, checks in found["checked"].items()))

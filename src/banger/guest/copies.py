@@ -77,7 +77,9 @@ def _read(source: Path, archive: tarfile.TarFile | None, name: str = "") -> Tree
     try:
         for entry in _entries(source, name):
             mode = entry.status.st_mode
-            target = os.readlink(entry.path) if stat.S_ISLNK(mode) else ""
+            if entry.name == ".":
+                continue  # the destination is what it is
+            target = os.readlink(entry.path) if stat.S_ISLNK(mode) else ""  # noqa: PTH115 - a Path is not the same text
             # a file's own name is the destination's affair
             told = "" if stat.S_ISREG(mode) and entry.path == source else entry.name
             digest.update(f"{told}\0{mode:o}\0{entry.status.st_size if stat.S_ISREG(mode) else target}\0".encode())

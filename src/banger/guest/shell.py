@@ -206,6 +206,7 @@ async def _connect(sock: socket.socket, host_keys: Sequence[str], key: Path) -> 
             trusted.append(asyncssh.import_public_key(line))
     try:
         return await asyncssh.connect(
+            "guest",  # a name is needed; nothing looks it up
             sock=sock,
             config=None,
             known_hosts=(trusted, [], []),

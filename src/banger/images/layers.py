@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from banger.model.errors import Invalid
-from banger.system.files import allocated_bytes, clone_file, copy_sparse, in_thread
+from banger.system.files import allocated_bytes, in_thread
 from banger.system.qcow2 import read_qcow2
 
 BUILDER_VERSION = 1  # another way to do the same step is another layer
@@ -76,26 +76,21 @@ class Layers:
             header.foreign or header.corrupt
         )  # fmt: skip
 
-    def take(self, key: str, target: Path) -> None:
-        """Make `target` a copy of a layer, which counts as used now. Raises `OSError`."""
-        _copy(self.disk(key), target)
-        target.chmod(0o600)
-        layer = msgspec.json.decode(self._record(key).read_bytes(), type=Layer)
-        self._write(msgspec.structs.replace(layer, used_at=time.time()))
-
-    def save(self, key: str, disk: Path, base: str, steps: Sequence[str]) -> int:
-        """Keep a copy of a disk that nobody writes meanwhile; the bytes that it takes. Raises `OSError`."""
+    def fresh(self, key: str) -> Path:
+        """Where a copy of a disk that nobody writes meanwhile is to be put, for `commit`."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = self._directory / f"{key}-{os.getpid()}-{time.monotonic_ns()}{_PARTIAL}"
-        try:
-            _copy(disk, partial)
-            size = allocated_bytes(partial)
-            partial.rename(self.disk(key))
-        finally:
-            partial.unlink(missing_ok=True)
+        return self._directory / f"{key}-{os.getpid()}-{time.monotonic_ns()}{_PARTIAL}"
+
+    def commit(self, key: str, copy: Path, base: str, steps: Sequence[str]) -> None:
+        """Make that copy the layer of this key; others go where there are too many. Raises `OSError`."""
+        copy.rename(self.disk(key))
         self._write(Layer(key=key, base=base, steps=tuple(steps), used_at=time.time()))
         self.prune()
-        return size
+
+    def used(self, key: str) -> None:
+        """A layer was of use now. Raises `OSError`, `msgspec.MsgspecError`."""
+        layer = msgspec.json.decode(self._record(key).read_bytes(), type=Layer)
+        self._write(msgspec.structs.replace(layer, used_at=time.time()))
 
     def _record(self, key: str) -> Path:
         return self._directory / f"{key}.json"
@@ -142,8 +137,3 @@ class Layers:
             self.prune()
 
         await in_thread(remove)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if not clone_file(source, target):
-        copy_sparse(source, target, lambda done, total: True)

@@ -127,7 +127,7 @@ def read_recipe(text: bytes, where: str) -> RecipeFile:
 
 
 def read_packages(text: str) -> list[str]:
-    """The names in a list of packages: separated by white space or commas; from a `#` to the line's end is a comment."""
+    """The names in a list of packages, separated by white space or commas; behind a `#` is a comment."""
     lines = (line.partition("#")[0] for line in text.splitlines())
     return [name for line in lines for name in line.replace(",", " ").split()]
 

@@ -5,6 +5,7 @@ from litestar import Controller, get, post
 from banger.api.services import Services
 from banger.model.image import BootstrapSpec, Image
 from banger.model.operation import Operation
+from banger.model.recipe import BuildSpec
 
 
 class Images(Controller):
@@ -22,6 +23,10 @@ class Images(Controller):
     @post("/bootstrap", status_code=202, summary="Build a distribution's image from its packages")
     async def bootstrap_image(self, data: BootstrapSpec, services: Services) -> Operation:
         return services.images.bootstrap(data)
+
+    @post("/build", status_code=202, summary="Build an image from another, by a recipe")
+    async def build_image(self, data: BuildSpec, services: Services) -> Operation:
+        return services.builds.build(data)
 
     @post("/{name:str}/verify", status_code=202, summary="Compare an image with its digests, check its filesystems")
     async def verify_image(self, name: str, services: Services) -> Operation:

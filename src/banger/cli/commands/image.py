@@ -2,6 +2,7 @@
 
 import argparse
 
+from banger.cli.commands import image_build
 from banger.cli.connect import client
 from banger.cli.parser import Parser, Verbs
 
@@ -16,6 +17,7 @@ def register(parser: Parser) -> None:
         "--opencode", action=argparse.BooleanOptionalAction, default=True, help="with the opencode server, or without"
     )
     verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
+    image_build.register(verbs)
     verbs.add("list", list_images, "list the images")
     verb = verbs.add("show", show, "show one image and its parts")
     verb.add_argument("name", metavar="NAME", help="the image")
