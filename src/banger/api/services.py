@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
+from banger.service.archives import Archives
 from banger.service.builds import BuildService
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
@@ -22,6 +24,8 @@ class Services:
     check: CheckService
     images: ImageService
     builds: BuildService
+    catalogue: Catalogue
+    archives: Archives
     engines: EngineService
     capacity: CapacityService
     operations: Operations

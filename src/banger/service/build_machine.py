@@ -139,7 +139,7 @@ class BuildMachines:
         """Make `target` what is on its root disk; it is powered off."""
         paths, root = self._paths.vm(vm.id), part_path(self._paths, base, "root")
         async with job.stage("flatten"):
-            with image_in_use(root), self._admission.room(_flat_bytes(paths.root_disk, root)):
+            with image_in_use(root, base.name), self._admission.room(_flat_bytes(paths.root_disk, root)):
                 if paths.root_overlay.exists():
                     await flatten(paths.root_overlay, "qcow2", root, target, job)
                 elif paths.root_changes.exists():

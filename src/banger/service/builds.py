@@ -9,6 +9,7 @@ import msgspec
 
 from banger.config import Settings
 from banger.images import catalog, opencode
+from banger.images.appliance import tidy
 from banger.images.distros import distro_of
 from banger.images.draft import Draft
 from banger.images.layers import layer_keys
@@ -33,6 +34,7 @@ from banger.system.files import in_thread
 
 KERNEL_PARTS = ("kernel", "initramfs", "bzimage", "config")
 CONSOLE_LINES = 15
+_TIDY_BUT_HOME = b"KEEP_ROOT=1\n"  # what the steps put into /root comes into the work seed
 
 
 class BuildService:
@@ -166,7 +168,7 @@ class BuildService:
             if not spec.keep_on_failure:
                 await self._machines.remove(job, vm)
             await self._drafts.copy_base(job, base, directory, KERNEL_PARTS)
-            image = await self._drafts.finish(job, draft)
+            image = await self._drafts.finish(job, draft, script=_TIDY_BUT_HOME + tidy())
         if spec.keep_on_failure:
             await self._machines.remove(job, vm)
         return image

@@ -1,4 +1,4 @@
-"""The shell in a guest, against an SSH server in this process: what a step prints, how it ends, and when it does not."""
+"""The shell in a guest, against an SSH server in this process: what commands print, and how they end or do not."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
