@@ -141,16 +141,13 @@ class Daemon:
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
         check = CheckService(paths, self._vms, operations, admission)
         await volumes.sweep()  # before VMs are settled: what was being kept of one that goes is a volume then
-        machines = BuildMachines(paths, settings, self._vms, lifecycle, monitor, bundle, admission)
-        builds = BuildService(paths, settings, self._vms, operations, machines, bundle, self._drafts)
-        await builds.sweep()
         await Reconciler(paths, self._vms, operations, lifecycle, monitor).run()
-        services = Services(
+        return Services(
             vms=self._vm_service,
             volumes=volumes,
             check=check,
             images=images,
-            builds=builds,
+            builds=await self._builds(lifecycle, monitor, bundle, admission),
             catalogue=catalogue,
             archives=archives,
             engines=engines,
@@ -159,8 +156,15 @@ class Daemon:
             reporter=Reporter(paths, settings, self._vms, operations, monitor, engines, self._vm_service.document),
             daemon_status=self._status,
             stop_daemon=self._stop.set,
-        )
-        return services, monitor
+        ), monitor
+
+    async def _builds(
+        self, lifecycle: Lifecycle, monitor: Monitor, bundle: RuntimeBundle, admission: Admission
+    ) -> BuildService:
+        machines = BuildMachines(self._paths, self._settings, self._vms, lifecycle, monitor, bundle, admission)
+        builds = BuildService(self._paths, self._settings, self._vms, self._operations, machines, bundle, self._drafts)
+        await builds.sweep()
+        return builds
 
     def _engine_ended(self, vm_id: str, status: int | None) -> None:
         self._vm_service.engine_ended(vm_id, status)

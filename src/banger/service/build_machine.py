@@ -31,6 +31,7 @@ from banger.system.files import allocated_bytes
 
 SSHD_S = 120.0
 AGENT_S = 30.0
+SYNC_S = 600.0
 _LET_IN = (
     "umask 077; mkdir -p /root/.ssh && read -r key && "
     '{ grep -qxF "$key" /root/.ssh/authorized_keys 2>/dev/null || echo "$key" >>/root/.ssh/authorized_keys; }'
@@ -113,10 +114,12 @@ class BuildMachines:
         return self.layers.on and self._paths.vm(vm.id).root_overlay.exists()
 
     async def keep_layer(self, job: Job, vm: Vm, key: str, steps: Sequence[str]) -> None:
-        """Keep its disk as it is now; the guest has written everything out. A full disk is only told."""
+        """Keep its disk as it is now. A full disk is only told."""
         fresh = self.layers.fresh(key)
         async with job.stage("keep the layer"):
             try:
+                written = ExecRequest(argv=("sync",), timeout_s=SYNC_S)
+                await Guest(self._paths.vm(vm.id).vsock_socket).run(written)
                 async with self._lifecycle.standing_still(vm):
                     await copy_disk(self._paths.vm(vm.id).root_overlay, fresh, job, self._admission.room)
                 self.layers.commit(key, fresh, vm.image, steps)

@@ -154,7 +154,6 @@ class BuildService:
                 self._machines.check_room()
                 await take(step, bench, log)
                 if self._machines.has_layers(vm):
-                    await bench.run("sync")
                     titles = [each.title for each in steps[:count]]
                     await self._machines.keep_layer(job, vm, keys[count - 1], titles)
             await put_in_order(bench, log, self._bundle.agent())
