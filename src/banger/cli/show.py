@@ -12,6 +12,8 @@ from banger.model.sizes import MIB, show_size
 
 DIGEST_SHOWN = 16  # of a SHA-256, where people look
 
+SOME = 20  # names of packages in one line
+
 if TYPE_CHECKING:
     from banger.model.operation import Operation
     from banger.model.vm import Check, VmHealth
@@ -163,13 +165,18 @@ def print_built(operation: Operation) -> None:
             ("from", ", ".join(image["parents"])),
             ("size", show_size(sum(part["bytes"] for part in image["parts"].values()))),
             ("packages", f"{image['packages']}; {package_words(packages)}"),
-            ("came", ", ".join(package["name"] for package in packages if not package["before"])),
-            ("went", ", ".join(package["name"] for package in packages if not package["after"])),
+            ("came", _some([package["name"] for package in packages if not package["before"]])),
+            ("went", _some([package["name"] for package in packages if not package["after"]])),
             ("cached", ", ".join(built["cached"])),
             ("output", built["log"]),
             ("took", _took(operation)),
         )
     )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SOME} more" if len(names) > SOME else ""
+    return ", ".join(names[:SOME]) + more
 
 
 def print_verified(found: Mapping[str, Any]) -> None:

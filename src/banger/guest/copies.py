@@ -8,11 +8,13 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from banger.model.errors import Invalid
+
+Told = Callable[[int], None]  # hears how many bytes were read after each piece; what it raises ends the work
 
 FILES_MAX = 1_000_000
 _PIECE = 1024 * 1024
@@ -43,9 +45,9 @@ def check_source(source: Path) -> None:
         raise _unusable(source, "it must not be read")
 
 
-def digest_tree(source: Path) -> Tree:
+def digest_tree(source: Path, told: Told = lambda _: None) -> Tree:
     """Read everything once. Raises `Invalid` for what is missing, cannot be read, or is no file, directory or link."""
-    return _read(source, None)
+    return _read(source, None, told=told)
 
 
 def write_tree(source: Path, name: str, out: BinaryIO) -> Tree:
@@ -72,7 +74,7 @@ def write_files(files: dict[str, tuple[bytes, int]], links: dict[str, str], out:
             archive.addfile(member)
 
 
-def _read(source: Path, archive: tarfile.TarFile | None, name: str = "") -> Tree:
+def _read(source: Path, archive: tarfile.TarFile | None, name: str = "", told: Told = lambda _: None) -> Tree:
     digest, total = hashlib.sha256(), 0
     try:
         for entry in _entries(source, name):
@@ -81,12 +83,12 @@ def _read(source: Path, archive: tarfile.TarFile | None, name: str = "") -> Tree
                 continue  # the destination is what it is
             target = os.readlink(entry.path) if stat.S_ISLNK(mode) else ""  # noqa: PTH115 - a Path is not the same text
             # a file's own name is the destination's affair
-            told = "" if stat.S_ISREG(mode) and entry.path == source else entry.name
-            digest.update(f"{told}\0{mode:o}\0{entry.status.st_size if stat.S_ISREG(mode) else target}\0".encode())
+            called = "" if stat.S_ISREG(mode) and entry.path == source else entry.name
+            digest.update(f"{called}\0{mode:o}\0{entry.status.st_size if stat.S_ISREG(mode) else target}\0".encode())
             member = _member(entry, target)
             if stat.S_ISREG(mode):
                 with entry.path.open("rb") as file:
-                    reader = _Reader(file, digest, entry)
+                    reader = _Reader(file, digest, entry, told)
                     if archive is not None:
                         archive.addfile(member, reader)
                     reader.finish()
@@ -142,10 +144,11 @@ def _member(entry: _Entry, target: str) -> tarfile.TarInfo:
 class _Reader:
     """A file whose content goes into a digest on its way, and that must be as long as it was said to be."""
 
-    def __init__(self, file: BinaryIO, digest: "hashlib._Hash", entry: _Entry) -> None:
+    def __init__(self, file: BinaryIO, digest: "hashlib._Hash", entry: _Entry, told: Told) -> None:
         self._file = file
         self._digest = digest
         self._entry = entry
+        self._told = told
         self._left = entry.status.st_size
 
     def read(self, count: int = _PIECE) -> bytes:
@@ -153,6 +156,7 @@ class _Reader:
         if not piece and self._left and count:
             raise _unusable(self._entry.path, "it became shorter while it was read")
         self._digest.update(piece)
+        self._told(len(piece))
         self._left -= len(piece)
         return piece
 

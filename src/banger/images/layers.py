@@ -96,7 +96,7 @@ class Layers:
         return self._directory / f"{key}.json"
 
     def _write(self, layer: Layer) -> None:
-        partial = self._directory / f"{layer.key}.json{_PARTIAL}"
+        partial = self.fresh(layer.key)
         partial.write_bytes(msgspec.json.encode(layer))
         partial.rename(self._record(layer.key))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 BURST = 200  # lines that are told at once
-EACH_S = 25  # lines a second after that
+EACH_S = 10  # lines a second after that
 
 Tell = Callable[[dict[str, Any]], None]
 

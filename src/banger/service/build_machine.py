@@ -3,13 +3,13 @@
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from banger.config import Settings
 from banger.engine.launch import tail
 from banger.guest.channel import Guest
-from banger.guest.shell import Shell, login
 from banger.images.catalog import part_path
 from banger.images.layers import Layers
 from banger.images.locks import image_in_use
@@ -28,6 +28,9 @@ from banger.storage.flatten import flatten
 from banger.storage.mapped import attach_root, detach_root
 from banger.store.vms import VmStore
 from banger.system.files import allocated_bytes
+
+if TYPE_CHECKING:
+    from banger.guest.shell import Shell
 
 SSHD_S = 120.0
 AGENT_S = 30.0
@@ -91,8 +94,12 @@ class BuildMachines:
         return await self._lifecycle.boot(job, vm, wait_opencode=False)
 
     @contextlib.asynccontextmanager
-    async def shell(self, job: Job, vm: Vm) -> AsyncIterator[tuple[Shell, str]]:
+    async def shell(self, job: Job, vm: Vm) -> AsyncIterator[tuple["Shell", str]]:
         """A login as root, and the name of the guest's init. Raises `GuestUnreachable`, `Conflict` (no sshd)."""
+        from banger.guest.shell import (
+            login,
+        )  # SSH takes a fifth of a second to import, which no start of a daemon needs
+
         guest = Guest(self._paths.vm(vm.id).vsock_socket)
         key = await self._bundle.key()
         async with job.stage("log in", deadline_s=SSHD_S * 2):

@@ -6,11 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from banger.guest.copies import Tree, check_source, digest_tree, write_files, write_tree
+from banger.guest.copies import Told, Tree, check_source, digest_tree, write_files, write_tree
 from banger.guest.opencode import opencode_files, opencode_links
-from banger.guest.shell import Shell
 from banger.images import opencode
 from banger.images.distros import ENVIRONMENT, Distro, distro_of
 from banger.jobs.operations import Job
@@ -20,6 +19,9 @@ from banger.paths import Paths
 from banger.service.build_log import BuildLog
 from banger.system.files import in_thread, remove_tree
 from banger.system.pipes import produced
+
+if TYPE_CHECKING:
+    from banger.guest.shell import Shell
 
 TITLE_MAX = 60
 INITS = ("systemd", "openrc", "runit")
@@ -39,7 +41,7 @@ class Bench:
     `init` is the guest's init system, `scratch` a directory on the host that goes with the machine.
     """
 
-    def __init__(self, shell: Shell, job: Job, log: BuildLog, *, init: str, scratch: Path, seconds: float) -> None:
+    def __init__(self, shell: "Shell", job: Job, log: BuildLog, *, init: str, scratch: Path, seconds: float) -> None:
         self.job = job
         self.init = init
         self.scratch = scratch
@@ -120,8 +122,8 @@ def check_steps(spec: BuildSpec, distro: str) -> None:
             raise Invalid(f"{script} is no script", hint=f"name a file of at most {SCRIPT_MAX >> 20} MiB")
 
 
-def plan(spec: BuildSpec, distro: str, paths: Paths, npm_registry: str) -> list[Step]:
-    """The steps in their order; reads all that is copied once, for its digest. Raises `Invalid`."""
+def plan(spec: BuildSpec, distro: str, paths: Paths, npm_registry: str, told: Told = lambda _: None) -> list[Step]:
+    """The steps in their order; reads all that is copied once, for its digest, as `digest_tree`. Raises `Invalid`."""
     steps: list[Step] = []
     if spec.packages:
         steps.append(_packages(distro_of(distro), spec.packages))
@@ -129,7 +131,7 @@ def plan(spec: BuildSpec, distro: str, paths: Paths, npm_registry: str) -> list[
         steps.append(_docker(distro_of(distro)))
     if spec.opencode:
         steps.append(_opencode(opencode.BUILDS[distro_of(distro).libc], paths, npm_registry))
-    steps += [_copy(copy) for copy in spec.copy]
+    steps += [_copy(copy, told) for copy in spec.copy]
     steps += [_script(Path(script)) for script in spec.scripts]
     return steps
 
@@ -179,9 +181,9 @@ def _opencode(build: opencode.Build, paths: Paths, npm_registry: str) -> Step:
     return Step("opencode", title, _digest(build.package, build.version, build.integrity, *parts), run)
 
 
-def _copy(copy: Copy) -> Step:
+def _copy(copy: Copy, told: Told) -> Step:
     source = Path(copy.source)
-    tree = digest_tree(source)
+    tree = digest_tree(source, told)
     into = copy.destination
     name = ""
     if not source.is_dir():

@@ -1,6 +1,8 @@
 """Building images: a temporary machine of a base, the steps of a recipe, and an image of what came of it."""
 
+import asyncio
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ from banger.images.draft import Draft
 from banger.images.layers import layer_keys
 from banger.images.manifest import Package, read_manifest
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import BangerError, Invalid
+from banger.model.errors import BangerError, Cancelled, Invalid
 from banger.model.image import IMAGE_FORMAT, Image
 from banger.model.names import NAME_MAX, new_id
 from banger.model.operation import Operation
@@ -124,8 +126,7 @@ class BuildService:
         return type(error)(error.message, hint="; ".join(hints), details=details)
 
     async def _build(self, job: Job, spec: BuildSpec, base: Image, vm: Vm, log: BuildLog) -> Built:
-        async with job.stage("recipe"):
-            steps = await in_thread(plan, spec, base.distro, self._paths, self._settings.npm_registry)
+        steps = await self._plan(job, spec, base)
         keys = layer_keys(base.parts["root"].sha256, vm.disk_bytes, ((step.kind, step.digest) for step in steps))
         root = catalog.part_path(self._paths, base, "root")
         known = self._machines.layers.longest(keys, root) if spec.cache and self._machines.layers.on else 0
@@ -142,6 +143,28 @@ class BuildService:
         return Built(
             image=image, packages=changes, cached=tuple(step.title for step in steps[:known]), log=str(log.path)
         )
+
+    async def _plan(self, job: Job, spec: BuildSpec, base: Image) -> list[Step]:
+        loop, stop, done = asyncio.get_running_loop(), threading.Event(), 0
+
+        def told(count: int) -> None:
+            nonlocal done
+            if stop.is_set():
+                raise Cancelled("the digest is not wanted any more")
+            done += count
+            loop.call_soon_threadsafe(job.progress, done, None, "bytes")
+
+        async with job.stage("recipe"):
+            work = asyncio.ensure_future(
+                in_thread(plan, spec, base.distro, self._paths, self._settings.npm_registry, told)
+            )
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                stop.set()
+                await asyncio.wait({work})
+                work.exception()
+                raise
 
     async def _provision(
         self, job: Job, vm: Vm, log: BuildLog, steps: Sequence[Step], keys: Sequence[str], known: int
@@ -187,7 +210,9 @@ class BuildService:
         )
 
     def _changes(self, base: Image, image: Image) -> tuple[PackageChange, ...]:
-        """What the image's packages differ in from the base's, by name."""
+        """What the image's packages differ in from the base's, by name; nothing where the base has no list."""
+        if "manifest" not in base.parts:
+            return ()
         before, after = (self._listed(each) for each in (base, image))
         return tuple(
             PackageChange(name, before.get(name, ""), after.get(name, ""))

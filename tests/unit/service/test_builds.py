@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,11 +29,14 @@ from banger.service.build_steps import plan
 from banger.service.builds import BuildService
 from banger.service.bundle import RuntimeBundle
 from banger.service.drafts import Drafts
+from banger.service.reconcile import Reconciler
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
 from tests.unit.images.test_layers import make_disk
 from tests.unit.images.tiny import make_image, needs_e2fsprogs
+from tests.unit.service import test_vms
+from tests.unit.test_store import make_vm
 
 pytestmark = needs_e2fsprogs
 
@@ -394,3 +398,29 @@ def test_what_is_refreshed_in_a_guest_is_bangers_own() -> None:
     # a recipe may have changed these
     assert not {"etc/hosts", "etc/fstab", "etc/hostname"} & files.keys()
     assert "etc/systemd/system/cron.service" not in links
+
+
+def test_the_vm_of_a_build_that_the_daemon_did_not_survive_goes(tmp_path: Path) -> None:
+    with contextlib.closing(open_database(tmp_path / "db")) as database:
+        bench = test_vms.Bench(tmp_path, VmStore(database), Operations(OperationStore(database)))
+        vm = bench.vm()
+        bench.vms.update(msgspec.structs.replace(vm, state=VmState.STOPPED, process=None, build="tools"))
+        other = make_vm("mine", "cafecafecafe")
+        bench.vms.add(msgspec.structs.replace(other, state=VmState.STOPPED, process=None))
+        for one in (vm.id, other.id):
+            bench.paths.vm(one).state.mkdir(parents=True)
+        lifecycle, monitor = bench.service._lifecycle, bench.service._monitor
+        asyncio.run(Reconciler(bench.paths, bench.vms, bench.operations, lifecycle, monitor).run())
+        assert [left.name for left in bench.vms.all()] == ["mine"]
+        assert not bench.paths.vm(vm.id).state.exists()
+        assert bench.paths.vm(other.id).state.exists()
+
+
+def test_logs_of_forgotten_builds_go(world: World) -> None:
+    world.paths.builds.mkdir(parents=True)
+    old, new = world.paths.build_log("old"), world.paths.build_log("new")
+    for log in (old, new):
+        log.write_text("text")
+    os.utime(old, (1, 1))
+    asyncio.run(world.service.sweep())
+    assert (old.exists(), new.exists()) == (False, True)
