@@ -25,6 +25,8 @@ from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.appliance import Appliance
 from banger.service.archives import Archives
+from banger.service.build_machine import BuildMachines
+from banger.service.builds import BuildService
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
 from banger.service.catalogue import Catalogue
@@ -140,11 +142,12 @@ class Daemon:
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
         await volumes.sweep()  # before VMs are settled: what was being kept of one that goes is a volume then
         await Reconciler(paths, self._vms, operations, lifecycle, monitor).run()
-        services = Services(
+        return Services(
             vms=self._vm_service,
             volumes=volumes,
             check=CheckService(paths, self._vms, operations, admission),
             images=images,
+            builds=await self._builds(lifecycle, monitor, bundle, admission),
             catalogue=catalogue,
             registration=Registration(paths, self._vms, operations, self._drafts),
             archives=archives,
@@ -154,8 +157,15 @@ class Daemon:
             reporter=Reporter(paths, settings, self._vms, operations, monitor, engines, self._vm_service.document),
             daemon_status=self._status,
             stop_daemon=self._stop.set,
-        )
-        return services, monitor
+        ), monitor
+
+    async def _builds(
+        self, lifecycle: Lifecycle, monitor: Monitor, bundle: RuntimeBundle, admission: Admission
+    ) -> BuildService:
+        machines = BuildMachines(self._paths, self._settings, self._vms, lifecycle, monitor, bundle, admission)
+        builds = BuildService(self._paths, self._settings, self._vms, self._operations, machines, bundle, self._drafts)
+        await builds.sweep()
+        return builds
 
     def _engine_ended(self, vm_id: str, status: int | None) -> None:
         self._vm_service.engine_ended(vm_id, status)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.service.archives import Archives
+from banger.service.builds import BuildService
 from banger.service.capacity import CapacityService
 from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
@@ -23,6 +24,7 @@ class Services:
     volumes: VolumeService
     check: CheckService
     images: ImageService
+    builds: BuildService
     catalogue: Catalogue
     registration: Registration
     archives: Archives

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from banger.model.daemon import DaemonStatus
     from banger.model.documents import VmDocument, VolumeDocument
     from banger.model.operation import Event, Operation
+    from banger.model.recipe import BuildSpec
     from banger.model.vm import OpencodeAccess, Report, VmChange, VmHealth, VmSpec
 
 T = TypeVar("T")
@@ -142,6 +143,9 @@ class Client:
 
     def promote_image(self, name: str, new: str | None) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/promote", {"new": new})
+
+    def build_image(self, spec: BuildSpec) -> Operation:
+        return self._begin("POST", "/images/build", spec)
 
     def verify_image(self, name: str) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/verify")

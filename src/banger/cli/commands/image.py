@@ -2,7 +2,7 @@
 
 import argparse
 
-from banger.cli.commands import image_catalogue, image_move, image_register
+from banger.cli.commands import image_build, image_catalogue, image_move, image_register
 from banger.cli.connect import client
 from banger.cli.parser import Parser, Verbs
 
@@ -17,6 +17,7 @@ def register(parser: Parser) -> None:
         "--opencode", action=argparse.BooleanOptionalAction, default=True, help="with the opencode server, or without"
     )
     verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
+    image_build.register(verbs)
     image_catalogue.register(verbs)
     image_register.register(verbs)
     verb = verbs.add(
