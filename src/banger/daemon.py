@@ -27,6 +27,7 @@ from banger.service.appliance import Appliance
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
 from banger.service.check import CheckService
+from banger.service.commits import CommitService
 from banger.service.disks import Disks
 from banger.service.drafts import Drafts
 from banger.service.engines import EngineService, programs_in_use
@@ -125,7 +126,7 @@ class Daemon:
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         appliance = Appliance(paths, settings, choice, admission.room)
         await appliance.sweep()  # before the workspaces, whose files its machines have open
-        self._drafts = Drafts(paths, bundle, appliance, admission.room)
+        drafts = Drafts(paths, bundle, appliance, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
         await images.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
@@ -139,6 +140,7 @@ class Daemon:
             volumes=volumes,
             check=check,
             images=images,
+            commits=CommitService(paths, self._vms, operations, drafts, bundle, admission.room),
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,

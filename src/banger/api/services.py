@@ -7,6 +7,7 @@ from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.service.capacity import CapacityService
 from banger.service.check import CheckService
+from banger.service.commits import CommitService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
 from banger.service.report import Reporter
@@ -20,6 +21,7 @@ class Services:
     volumes: VolumeService
     check: CheckService
     images: ImageService
+    commits: CommitService
     engines: EngineService
     capacity: CapacityService
     operations: Operations

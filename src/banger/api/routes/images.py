@@ -3,6 +3,7 @@
 from litestar import Controller, get, post
 
 from banger.api.services import Services
+from banger.model.commit import CommitSpec
 from banger.model.image import BootstrapSpec, Image
 from banger.model.operation import Operation
 
@@ -22,6 +23,10 @@ class Images(Controller):
     @post("/bootstrap", status_code=202, summary="Build a distribution's image from its packages")
     async def bootstrap_image(self, data: BootstrapSpec, services: Services) -> Operation:
         return services.images.bootstrap(data)
+
+    @post("/commit", status_code=202, summary="Make an image of a VM's root")
+    async def commit_image(self, data: CommitSpec, services: Services) -> Operation:
+        return services.commits.commit(data)
 
     @post("/{name:str}/verify", status_code=202, summary="Compare an image with its digests, check its filesystems")
     async def verify_image(self, name: str, services: Services) -> Operation:
