@@ -24,8 +24,10 @@ from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.appliance import Appliance
+from banger.service.archives import Archives
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.commits import CommitService
 from banger.service.disks import Disks
@@ -128,7 +130,11 @@ class Daemon:
         await appliance.sweep()  # before the workspaces, whose files its machines have open
         drafts = Drafts(paths, bundle, appliance, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
+        catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
+        await catalogue.sweep()
         await images.sweep()
+        archives = Archives(paths, settings, operations, bundle, admission)
+        await archives.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
@@ -141,6 +147,8 @@ class Daemon:
             check=check,
             images=images,
             commits=CommitService(paths, self._vms, operations, drafts, bundle, admission.room),
+            catalogue=catalogue,
+            archives=archives,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,

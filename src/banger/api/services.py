@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
+from banger.service.archives import Archives
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.commits import CommitService
 from banger.service.engines import EngineService
@@ -22,6 +24,8 @@ class Services:
     check: CheckService
     images: ImageService
     commits: CommitService
+    catalogue: Catalogue
+    archives: Archives
     engines: EngineService
     capacity: CapacityService
     operations: Operations

@@ -39,7 +39,7 @@ class Drafts:
         """
         targets = usual_files(ImagePaths(directory))
         async with job.stage(f"copy the image {image.name}"):
-            with image_in_use(part_path(self._paths, image, "root")):
+            with image_in_use(part_path(self._paths, image, "root"), image.name):
                 for role in roles:
                     if role in image.parts:
                         await copy_disk(part_path(self._paths, image, role), targets[role], job, self._room)
@@ -105,7 +105,7 @@ class Drafts:
             return []
         try:
             parent = find_image(self._paths, draft.image.parents[0])
-            with image_in_use(part_path(self._paths, parent, "root")):
+            with image_in_use(part_path(self._paths, parent, "root"), parent.name):
                 listed = await in_thread(read_manifest, part_path(self._paths, parent, "manifest"))
                 known = await read_packages(part_path(self._paths, parent, "root"), draft.directory) or []
         except (NotFound, Invalid, KeyError):

@@ -173,10 +173,10 @@ class Lifecycle:
         """The VM with its process, and the machine as its engine must be told it."""
         paths = self._paths.vm(vm.id)
         base = part_path(self._paths, find_image(self._paths, vm.image), "root")
-        with image_in_use(base) as held:
+        with image_in_use(base, vm.image) as held:
             machine = self._machine(vm, await self._disks.attach_root(job, vm))
             if vm.jailed:
-                self._image_locks.acquire(vm.id, base)
+                self._image_locks.acquire(vm.id, base, vm.image)
             process, machine = await start_engine(engine, machine, paths, self._paths.jail(vm.id), (held,))
         vm = msgspec.structs.replace(vm, process=process)
         self._vms.update(vm)
@@ -335,7 +335,7 @@ class Lifecycle:
         if vm.jailed:
             with contextlib.suppress(NotFound):  # its root disk may need the image no more
                 base = part_path(self._paths, find_image(self._paths, vm.image), "root")
-                self._image_locks.acquire(vm.id, base)
+                self._image_locks.acquire(vm.id, base, vm.image)
         return True
 
 
