@@ -1,6 +1,6 @@
 """The initramfs of a machine that edits a root filesystem: an image's own, and behind it an archive with another /init.
 
-docs/images.md describes the machine; `service.appliance` runs it.
+docs/commit.md describes the machine; `service.appliance` runs it.
 """
 
 import re
