@@ -10,6 +10,7 @@ from banger.service.builds import BuildService
 from banger.service.capacity import CapacityService
 from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
+from banger.service.commits import CommitService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
 from banger.service.registration import Registration
@@ -25,6 +26,7 @@ class Services:
     check: CheckService
     images: ImageService
     builds: BuildService
+    commits: CommitService
     catalogue: Catalogue
     registration: Registration
     archives: Archives

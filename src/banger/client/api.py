@@ -17,6 +17,7 @@ from banger.paths import Paths
 
 if TYPE_CHECKING:
     from banger.model.capacity import Capacity
+    from banger.model.commit import CommitSpec
     from banger.model.daemon import DaemonStatus
     from banger.model.documents import VmDocument, VolumeDocument
     from banger.model.operation import Event, Operation
@@ -146,6 +147,9 @@ class Client:
 
     def build_image(self, spec: BuildSpec) -> Operation:
         return self._begin("POST", "/images/build", spec)
+
+    def commit_image(self, spec: CommitSpec) -> Operation:
+        return self._begin("POST", "/images/commit", spec)
 
     def verify_image(self, name: str) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/verify")
