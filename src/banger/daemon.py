@@ -23,9 +23,11 @@ from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.appliance import Appliance
 from banger.service.archives import Archives
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.disks import Disks
 from banger.service.drafts import Drafts
@@ -123,8 +125,12 @@ class Daemon:
         disks = Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room), bundle)
         lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, disks)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
-        self._drafts = Drafts(paths, bundle, admission.room)
+        appliance = Appliance(paths, settings, choice, admission.room)
+        await appliance.sweep()  # before the workspaces, whose files its machines have open
+        self._drafts = Drafts(paths, bundle, appliance, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
+        catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
+        await catalogue.sweep()
         await images.sweep()
         archives = Archives(paths, settings, operations, bundle, admission)
         await archives.sweep()
@@ -139,6 +145,7 @@ class Daemon:
             volumes=volumes,
             check=check,
             images=images,
+            catalogue=catalogue,
             archives=archives,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),

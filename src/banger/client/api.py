@@ -140,6 +140,15 @@ class Client:
     def verify_image(self, name: str) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/verify")
 
+    def delete_image(self, name: str, *, force: bool = False) -> Operation:
+        return self._begin("DELETE", f"/images/{quote(name, safe='')}{'?force=true' if force else ''}")
+
+    def rename_image(self, name: str, new: str) -> Operation:
+        return self._begin("POST", f"/images/{quote(name, safe='')}/rename", {"name": new})
+
+    def prune_images(self, *, everything: bool = False, dry_run: bool = False) -> Operation:
+        return self._begin("POST", "/images/prune", {"all": everything, "dry_run": dry_run})
+
     def export_image(self, name: str, spec: dict[str, Any]) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/export", spec)
 

@@ -1,4 +1,4 @@
-"""Images: list, show, bootstrap, verify."""
+"""Images: bootstrap, verify; service/catalogue.py has what concerns all of them."""
 
 from collections.abc import Mapping
 
@@ -19,19 +19,13 @@ from banger.system.files import in_thread
 
 
 class ImageService:
-    """Everything that the API offers of images."""
+    """How images are made, and looked at."""
 
     def __init__(self, paths: Paths, operations: Operations, bundle: RuntimeBundle, npm_registry: str) -> None:
         self._paths = paths
         self._bundle = bundle
         self._operations = operations
         self._npm_registry = npm_registry
-
-    def list(self) -> list[Image]:
-        return catalog.list_images(self._paths)
-
-    def show(self, name: str) -> Image:
-        return catalog.find_image(self._paths, name)
 
     def bootstrap(self, spec: BootstrapSpec) -> Operation:
         """Begin `image.bootstrap`. Raises `Conflict` when an image has the name."""
