@@ -38,6 +38,7 @@ from banger.service.lifecycle import Lifecycle
 from banger.service.opencode import Opencode
 from banger.service.pressure import Pressure
 from banger.service.reconcile import Reconciler
+from banger.service.registration import Registration
 from banger.service.report import Reporter
 from banger.service.seeds import WorkSeeds
 from banger.service.truth import Truth
@@ -137,15 +138,15 @@ class Daemon:
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
-        check = CheckService(paths, self._vms, operations, admission)
         await volumes.sweep()  # before VMs are settled: what was being kept of one that goes is a volume then
         await Reconciler(paths, self._vms, operations, lifecycle, monitor).run()
         services = Services(
             vms=self._vm_service,
             volumes=volumes,
-            check=check,
+            check=CheckService(paths, self._vms, operations, admission),
             images=images,
             catalogue=catalogue,
+            registration=Registration(paths, self._vms, operations, self._drafts),
             archives=archives,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),

@@ -11,6 +11,7 @@ from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
+from banger.service.registration import Registration
 from banger.service.report import Reporter
 from banger.service.vms import VmService
 from banger.service.volumes import VolumeService
@@ -23,6 +24,7 @@ class Services:
     check: CheckService
     images: ImageService
     catalogue: Catalogue
+    registration: Registration
     archives: Archives
     engines: EngineService
     capacity: CapacityService

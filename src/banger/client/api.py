@@ -137,6 +137,12 @@ class Client:
     def bootstrap_image(self, spec: dict[str, Any]) -> Operation:
         return self._begin("POST", "/images/bootstrap", spec)
 
+    def register_image(self, spec: dict[str, Any]) -> Operation:
+        return self._begin("POST", "/images/register", spec)
+
+    def promote_image(self, name: str, new: str | None) -> Operation:
+        return self._begin("POST", f"/images/{quote(name, safe='')}/promote", {"new": new})
+
     def verify_image(self, name: str) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/verify")
 

@@ -6,6 +6,7 @@ from banger.api.services import Services
 from banger.model.catalogue import ImageDocument, PruneSpec, RenameSpec
 from banger.model.image import BootstrapSpec, ExportSpec, ImportSpec
 from banger.model.operation import Operation
+from banger.model.registration import PromoteSpec, RegisterSpec
 
 
 class Images(Controller):
@@ -35,6 +36,14 @@ class Images(Controller):
     @post("/bootstrap", status_code=202, summary="Build a distribution's image from its packages")
     async def bootstrap_image(self, data: BootstrapSpec, services: Services) -> Operation:
         return services.images.bootstrap(data)
+
+    @post("/register", status_code=202, summary="Make an image of files that stay where they are")
+    async def register_image(self, data: RegisterSpec, services: Services) -> Operation:
+        return services.registration.register(data)
+
+    @post("/{name:str}/promote", status_code=202, summary="Copy the files of a registered image in")
+    async def promote_image(self, name: str, data: PromoteSpec, services: Services) -> Operation:
+        return services.registration.promote(name, data)
 
     @post("/{name:str}/verify", status_code=202, summary="Compare an image with its digests, check its filesystems")
     async def verify_image(self, name: str, services: Services) -> Operation:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from banger.cli.commands import image_catalogue, image_move
+from banger.cli.commands import image_catalogue, image_move, image_register
 from banger.cli.connect import client
 from banger.cli.parser import Parser, Verbs
 
@@ -18,6 +18,7 @@ def register(parser: Parser) -> None:
     )
     verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
     image_catalogue.register(verbs)
+    image_register.register(verbs)
     verb = verbs.add(
         "verify",
         verify,
