@@ -10,6 +10,7 @@ from banger.images.parts import sweep_parts
 from banger.images.rootfs import Seed
 from banger.images.verify import verify_image
 from banger.jobs.operations import Job, Operations
+from banger.model.home import SHELL_FILES
 from banger.model.image import BootstrapSpec, Image
 from banger.model.names import validate_name
 from banger.model.operation import Operation
@@ -29,19 +30,21 @@ class ImageService:
 
     def bootstrap(self, spec: BootstrapSpec) -> Operation:
         """Begin `image.bootstrap`. Raises `Conflict` when an image has the name."""
-        target = f"image/{spec.name}"
+        target = f"image/{spec.image}"
         self._operations.check_free(target)
-        catalog.check_free(self._paths, spec.name)
+        catalog.check_free(self._paths, spec.image)
 
         async def work(job: Job) -> Image:
             key = await self._bundle.key()
             request = DebianRequest(
-                name=spec.name,
-                seed=_seed(key.line, self._bundle.agent(), opencode=spec.opencode),
+                name=spec.image,
+                seed=_seed(key.line, self._bundle.agent(), opencode=spec.with_opencode),
                 seed_key=key.fingerprint,
                 mirror=spec.mirror,
-                opencode=spec.opencode,
+                minimal=spec.minimal,
+                opencode=spec.with_opencode,
                 npm_registry=self._npm_registry or None,
+                offline=spec.offline,
             )
             return await bootstrap(self._paths, request, job)
 
@@ -67,6 +70,8 @@ def _seed(key: str, agent: Mapping[str, bytes], *, opencode: bool) -> Seed:
     found |= {f"{bundle.LIBRARY}/{name}": (content, 0o644) for name, content in agent.items()}
     found |= opencode_files() if opencode else {}
     files = {f"/{path}": content for path, content in found.items()}
+    # Debian's own are empty of all that people look for; ours know ~/.local/bin and completion
+    files |= {f"/root/{file.path}": (file.content, file.mode) for file in SHELL_FILES}
     files["/root/.ssh/authorized_keys"] = (f"{key}\n".encode(), 0o600)
     made = bundle.links() | (opencode_links() if opencode else {})
     links = {f"/{path}": target for path, target in made.items()}
