@@ -23,6 +23,7 @@ from banger.model.errors import Conflict, HostRequirement
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.archives import Archives
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
 from banger.service.check import CheckService
@@ -125,6 +126,8 @@ class Daemon:
         self._drafts = Drafts(paths, bundle, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
         await images.sweep()
+        archives = Archives(paths, settings, operations, bundle, admission)
+        await archives.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
@@ -136,6 +139,7 @@ class Daemon:
             volumes=volumes,
             check=check,
             images=images,
+            archives=archives,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,

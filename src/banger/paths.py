@@ -288,6 +288,16 @@ class Paths(NamedTuple):
         return self.cache / "downloads"
 
     @property
+    def imports(self) -> Path:
+        """What imports have unpacked and not yet put into an image."""
+        return self.cache / "imports"
+
+    @property
+    def exports(self) -> Path:
+        """Links to the files that exports are about to write, wherever those are."""
+        return self.state / "exports"
+
+    @property
     def jails(self) -> Path:
         return self.state / "jails"
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
+from banger.service.archives import Archives
 from banger.service.capacity import CapacityService
 from banger.service.check import CheckService
 from banger.service.engines import EngineService
@@ -20,6 +21,7 @@ class Services:
     volumes: VolumeService
     check: CheckService
     images: ImageService
+    archives: Archives
     engines: EngineService
     capacity: CapacityService
     operations: Operations

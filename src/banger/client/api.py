@@ -140,6 +140,12 @@ class Client:
     def verify_image(self, name: str) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/verify")
 
+    def export_image(self, name: str, spec: dict[str, Any]) -> Operation:
+        return self._begin("POST", f"/images/{quote(name, safe='')}/export", spec)
+
+    def import_image(self, spec: dict[str, Any]) -> Operation:
+        return self._begin("POST", "/images/import", spec)
+
     # engines
     def list_engines(self, *, verify: bool = False) -> list[dict[str, Any]]:
         engines: list[dict[str, Any]] = self._json("GET", f"/engines{'?verify=true' if verify else ''}")

@@ -80,3 +80,38 @@ class BootstrapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     name: str = "debian"
     mirror: str | None = None
     opencode: bool = True
+
+
+class ExportSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of `POST /images/NAME/export`.
+
+    path    absolute, of the file to write
+    force   a file that is there already is replaced
+    stream  it is what somebody reads from, such as a pipe: it is written to as it is
+    """
+
+    path: str
+    force: bool = False
+    stream: bool = False
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """An image was packed: the archive's path and its bytes; the image's bytes, without holes."""
+
+    image: str
+    path: str
+    bytes: int
+    image_bytes: int
+
+
+class ImportSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of `POST /images/import`.
+
+    path   absolute, of an archive, a pipe that gives one, or a directory with an OCI layout
+    name   what the image shall be called; None: as it was called where it was exported
+    check  only look whether the archive is whole and sound; the result is a `Verified`
+    """
+
+    path: str
+    name: str | None = None
+    check: bool = False

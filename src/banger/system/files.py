@@ -45,22 +45,48 @@ def sha256_of(path: Path, told: Callable[[int], None] = lambda count: None) -> s
 
     `told` hears after each piece how many bytes of data it had; what it raises ends the work.
     """
-    digest, at = hashlib.sha256(), 0
+    digest = SparseDigest()
     with path.open("rb", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
-        for start, end in _data(file, size):
-            _add_zeros(digest, start - at)
+        for start, end in data_runs(file, size):
             file.seek(start)
             while start < end and (piece := file.read(min(_PIECE, end - start))):
-                digest.update(piece)
+                digest.add(start, piece)
                 start += len(piece)
                 told(len(piece))
-            at = start
-    _add_zeros(digest, size - at)
-    return digest.hexdigest()
+    return digest.finish(size)
 
 
-def _data(file: io.FileIO, size: int) -> Iterator[tuple[int, int]]:
+class SparseDigest:
+    """The SHA-256 of a file of which only the data is given, in order; the rest are holes.
+
+    `waited` is called often while zeros are counted, of which there may be many; what it raises ends the work.
+    """
+
+    def __init__(self, waited: Callable[[], None] = lambda: None) -> None:
+        self._digest = hashlib.sha256()
+        self._at = 0
+        self._waited = waited
+
+    def add(self, offset: int, piece: bytes) -> None:
+        """Data that begins at the offset, at or behind the end of what came before."""
+        self._zeros(offset - self._at)
+        self._digest.update(piece)
+        self._at = offset + len(piece)
+
+    def finish(self, size: int) -> str:
+        """The digest in hex of the whole file, of so many bytes."""
+        self._zeros(size - self._at)
+        return self._digest.hexdigest()
+
+    def _zeros(self, count: int) -> None:
+        for _ in range(count // _PIECE):
+            self._digest.update(_ZEROS)
+            self._waited()
+        self._digest.update(_ZEROS[: count % _PIECE])
+
+
+def data_runs(file: io.FileIO, size: int) -> Iterator[tuple[int, int]]:
     """Start and end of each run of data (lseek(2), SEEK_DATA)."""
     end = 0
     while end < size:
@@ -72,12 +98,6 @@ def _data(file: io.FileIO, size: int) -> Iterator[tuple[int, int]]:
             raise
         end = file.seek(start, os.SEEK_HOLE)
         yield start, end
-
-
-def _add_zeros(digest: "hashlib._Hash", count: int) -> None:
-    for _ in range(count // _PIECE):
-        digest.update(_ZEROS)
-    digest.update(_ZEROS[: count % _PIECE])
 
 
 def clone_file(source: Path, target: Path) -> bool:
@@ -116,7 +136,7 @@ def copy_sparse(source: Path, target: Path, told: Callable[[int, int], bool]) ->
     """
     with source.open("rb", buffering=0) as original, target.open("xb", buffering=0) as copy:
         size = original.seek(0, os.SEEK_END)
-        runs = list(_data(original, size))
+        runs = list(data_runs(original, size))
         total, done = sum(end - start for start, end in runs), 0
         copy.truncate(size)
         for start, end in runs:

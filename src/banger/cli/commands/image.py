@@ -2,6 +2,7 @@
 
 import argparse
 
+from banger.cli.commands import image_move
 from banger.cli.connect import client
 from banger.cli.parser import Parser, Verbs
 
@@ -26,6 +27,7 @@ def register(parser: Parser) -> None:
         epilog="Exits with 1 when something is wrong, and names every part that is.",
     )
     verb.add_argument("name", metavar="NAME", help="the image")
+    image_move.register(verbs)
 
 
 def bootstrap(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,102 @@
+"""banger image export, import"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from banger.cli.connect import client
+from banger.cli.operating import add_detach
+from banger.cli.parser import Verbs
+from banger.model.errors import Invalid
+
+
+def register(verbs: Verbs) -> None:
+    verb = verbs.add(
+        "export",
+        export,
+        "pack an image into one file, which `banger image import` takes on another machine",
+        epilog="`tar --zstd -xf FILE` unpacks it as well.\n"
+        "example:  banger image export debian -o - | ssh other banger image import -",
+    )
+    verb.add_argument("name", metavar="NAME", help="the image")
+    verb.add_argument("-o", "--output", metavar="FILE", help="default: NAME.banger.tar.zst here; - is standard output")
+    verb.add_argument("-f", "--force", action="store_true", help="replace a file that is there already")
+    add_detach(verb)
+    verb = verbs.add(
+        "import",
+        import_image,
+        "make an image of an archive, whose every byte is checked first",
+        epilog="An import that was interrupted keeps the parts that were complete; importing the same archive again\n"
+        "goes on with them.",
+    )
+    verb.add_argument("file", metavar="FILE", help="what `banger image export` wrote; - is standard input")
+    verb.add_argument("--name", metavar="NEW", help="the image's name here (default: as it was called there)")
+    verb.add_argument("--check", action="store_true", help="only look whether the archive is whole and sound")
+    add_detach(verb)
+
+
+def export(arguments: argparse.Namespace) -> int:
+    from banger.cli.follow import follow
+    from banger.cli.render import print_json
+    from banger.cli.show import print_operation
+    from banger.model.sizes import show_size
+
+    stream = arguments.output == "-"
+    if stream:
+        if arguments.json or arguments.detach:
+            raise Invalid("the archive goes to standard output, and nothing else can", hint="leave out --json and -d")
+        if sys.stdout.isatty():
+            raise Invalid("an archive is nothing for a terminal", hint="name a file with --output, or pipe it")
+        path = f"/proc/{os.getpid()}/fd/{sys.stdout.fileno()}"
+    else:
+        path = str(Path.cwd() / (arguments.output or f"{arguments.name}.banger.tar.zst"))
+    connection = client()
+    operation = connection.export_image(arguments.name, {"path": path, "force": arguments.force, "stream": stream})
+    if not arguments.detach:
+        operation = follow(connection, operation)
+    if arguments.json:
+        print_json(operation if arguments.detach else operation.result)
+    elif arguments.detach:
+        print_operation(operation)
+    elif not stream:
+        done = operation.result
+        print(f"{done['path']}: {show_size(done['bytes'])}, {show_size(done['image_bytes'])} before compression")
+    return 0
+
+
+def import_image(arguments: argparse.Namespace) -> int:
+    from banger.cli.follow import follow
+    from banger.cli.render import print_json
+    from banger.cli.show import print_image, print_operation, print_verified
+
+    path = _path(arguments)
+    connection = client()
+    operation = connection.import_image({"path": path, "name": arguments.name, "check": arguments.check})
+    if not arguments.detach:
+        operation = follow(connection, operation)
+    if arguments.json:
+        print_json(operation if arguments.detach else operation.result)
+    elif arguments.detach:
+        print_operation(operation)
+    elif arguments.check:
+        print_verified(operation.result)
+    else:
+        print_image(operation.result)
+    return 0
+
+
+def _path(arguments: argparse.Namespace) -> str:
+    """As the daemon can open it: what only this process has open, it finds among this process's files."""
+    if arguments.file == "-":
+        if sys.stdin.isatty():
+            raise Invalid("an archive is nothing to type", hint="name a file, or pipe it")
+        descriptor = sys.stdin.fileno()
+    else:
+        path = Path(arguments.file)
+        if path.is_file() or path.is_dir() or not path.exists():
+            return str(path.resolve())
+        descriptor = os.open(arguments.file, os.O_RDONLY)
+    if arguments.detach:
+        raise Invalid("a pipe ends with this command, which must wait then", hint="leave out -d")
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
