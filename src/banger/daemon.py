@@ -20,12 +20,15 @@ from banger.config import Settings
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.model.errors import Conflict, HostRequirement
+from banger.model.sizes import MIB
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.appliance import Appliance
 from banger.service.archives import Archives
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.disks import Disks
 from banger.service.drafts import Drafts
@@ -33,6 +36,7 @@ from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
+from banger.service.oci import OciImports
 from banger.service.opencode import Opencode
 from banger.service.pressure import Pressure
 from banger.service.reconcile import Reconciler
@@ -123,10 +127,15 @@ class Daemon:
         disks = Disks(paths, admission, WorkSeeds(paths, bundle, operations, admission.room), bundle)
         lifecycle = Lifecycle(paths, settings, self._vms, choice, opencode, checks, admission, disks)
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
-        self._drafts = Drafts(paths, bundle, admission.room)
+        appliance = Appliance(paths, settings, choice, admission.room)
+        await appliance.sweep()  # before the workspaces, whose files its machines have open
+        self._drafts = Drafts(paths, bundle, appliance, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
+        catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
+        await catalogue.sweep()
         await images.sweep()
-        archives = Archives(paths, settings, operations, bundle, admission)
+        oci = OciImports(paths, operations, bundle, self._drafts, admission, settings.import_max_mib * MIB)
+        archives = Archives(paths, settings, operations, bundle, admission, oci.import_image)
         await archives.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
@@ -140,6 +149,7 @@ class Daemon:
             check=check,
             images=images,
             archives=archives,
+            catalogue=catalogue,
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,

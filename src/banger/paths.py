@@ -288,6 +288,11 @@ class Paths(NamedTuple):
         return self.cache / "downloads"
 
     @property
+    def layers(self) -> Path:
+        """What builds keep of their steps: KEY.qcow2 and KEY.json for each."""
+        return self.cache / "layers"
+
+    @property
     def imports(self) -> Path:
         """What imports have unpacked and not yet put into an image."""
         return self.cache / "imports"
@@ -306,6 +311,14 @@ class Paths(NamedTuple):
 
     def vm(self, vm_id: str) -> VmPaths:
         return VmPaths(self.vms / vm_id, self.runtime / "vms" / vm_id)
+
+    @property
+    def appliances(self) -> Path:
+        return self.state / "appliances"
+
+    def appliance(self, machine_id: str) -> VmPaths:
+        """Of a short-lived machine of banger's own, which is nobody's VM."""
+        return VmPaths(self.appliances / machine_id, self.runtime / "vms" / machine_id)
 
     def image(self, name: str) -> ImagePaths:
         return ImagePaths(self.images / name)

@@ -145,9 +145,7 @@ def write_docker_archive(target: Path, *pictures: Picture, tags: Sequence[str] =
                 {
                     "Config": put(f"{digest(config).removeprefix('sha256:')}.json", config),
                     "RepoTags": [tag],
-                    "Layers": [
-                        put(f"{digest(raw).removeprefix('sha256:')}/layer.tar", raw) for raw in picture.layers
-                    ],
+                    "Layers": [put(f"{digest(raw).removeprefix('sha256:')}/layer.tar", raw) for raw in picture.layers],
                 }
             )
         put("manifest.json", json.dumps(entries).encode())

@@ -7,6 +7,7 @@ from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.service.archives import Archives
 from banger.service.capacity import CapacityService
+from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
 from banger.service.engines import EngineService
 from banger.service.images import ImageService
@@ -22,6 +23,7 @@ class Services:
     check: CheckService
     images: ImageService
     archives: Archives
+    catalogue: Catalogue
     engines: EngineService
     capacity: CapacityService
     operations: Operations

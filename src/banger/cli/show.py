@@ -10,6 +10,8 @@ from banger.cli.render import duration, facts, table
 from banger.model.documents import VmDocument
 from banger.model.sizes import MIB, show_size
 
+DIGEST_SHOWN = 16  # of a SHA-256, where people look
+
 if TYPE_CHECKING:
     from banger.model.operation import Operation
     from banger.model.vm import Check, VmHealth
@@ -97,31 +99,50 @@ def _age(check: Check, now: float) -> str:
     return f" ({seen}, so for {duration(lasting)})" if lasting >= 1 else f" ({seen})"
 
 
-def print_images(images: Iterable[Mapping[str, Any]]) -> None:
-    rows = [
-        (
-            image["name"],
-            f"{image['distro']} {image['release']}",
-            image["kernel_release"],
-            show_size(sum(part["bytes"] for part in image["parts"].values())),
-            str(image["packages"]),
-            image["created_at"][:19],
-        )
-        for image in images
-    ]
-    if not rows:
-        print("no images yet; `banger image bootstrap debian` makes one")
-        return
-    table(("NAME", "DISTRO", "KERNEL", "SIZE", "PACKAGES", "CREATED"), rows)
-
-
 def print_image(image: Mapping[str, Any]) -> None:
-    facts((key.replace("_", " "), str(value)) for key, value in image.items() if key != "parts")
-    print()
-    table(
-        ("PART", "FILE", "SIZE", "SHA256"),
-        ((name, part["file"], show_size(part["bytes"]), part["sha256"]) for name, part in image["parts"].items()),
+    """An image as it is told, or as an operation that has made it knows it."""
+    least = least_memory(image)
+    needs = ["an engine that tells devices by ACPI or PCI"] * image["needs_acpi"]
+    needs += [f"{show_size(least)} of memory or more"] if least else []
+    parts = image["parts"]
+    size = f"{show_size(parts['root']['bytes'])}, the root disk"
+    if "allocated_bytes" in image:
+        size += f"; {show_size(image['allocated_bytes'])} of files are in its directory"
+    facts(
+        (
+            ("name", image["name"]),
+            ("kind", f"{kind_of(image)}{'' if image['managed'] else ': some of its files lie elsewhere'}"),
+            ("distro", f"{image['distro']} {image['release']}".strip()),
+            ("kernel", image["kernel_release"]),
+            ("boot args", image["boot_args"]),
+            ("size", size),
+            ("needs", "; ".join(needs)),
+            ("opencode", "yes" if image["has_opencode"] else "no"),
+            ("packages", str(image["packages"]) if "manifest" in parts else "nobody wrote them down"),
+            ("made of", ", ".join(image["parents"])),
+            ("children", ", ".join(image.get("children", ()))),
+            ("used by", ", ".join(image.get("vms", ()))),
+            ("SSH key", image["seed_key"]),
+            ("origin", image["origin"]),
+            ("created", image["created_at"]),
+        )
     )
+    print()
+    rows = (
+        (role, show_size(part["bytes"]), part["sha256"][:DIGEST_SHOWN], part["file"]) for role, part in parts.items()
+    )
+    table(("PART", "SIZE", "SHA256", "FILE"), rows)
+
+
+def kind_of(image: Mapping[str, Any]) -> str:
+    return "managed" if image["managed"] else "registered"
+
+
+def least_memory(image: Mapping[str, Any]) -> int:
+    """Bytes that its machines need at least; 0 when nobody knows."""
+    from banger.model.vm import OPENCODE_MEMORY_MIB
+
+    return max(int(image["memory_mib"]), OPENCODE_MEMORY_MIB if image["has_opencode"] else 0) * MIB
 
 
 def print_verified(found: Mapping[str, Any]) -> None:

@@ -146,6 +146,15 @@ class Client:
     def import_image(self, spec: dict[str, Any]) -> Operation:
         return self._begin("POST", "/images/import", spec)
 
+    def delete_image(self, name: str, *, force: bool = False) -> Operation:
+        return self._begin("DELETE", f"/images/{quote(name, safe='')}{'?force=true' if force else ''}")
+
+    def rename_image(self, name: str, new: str) -> Operation:
+        return self._begin("POST", f"/images/{quote(name, safe='')}/rename", {"name": new})
+
+    def prune_images(self, *, everything: bool = False, dry_run: bool = False) -> Operation:
+        return self._begin("POST", "/images/prune", {"all": everything, "dry_run": dry_run})
+
     # engines
     def list_engines(self, *, verify: bool = False) -> list[dict[str, Any]]:
         engines: list[dict[str, Any]] = self._json("GET", f"/engines{'?verify=true' if verify else ''}")

@@ -10,12 +10,13 @@ from banger.system.locks import lock_existing
 
 
 @contextlib.contextmanager
-def image_in_use(root: Path) -> Iterator[int]:
+def image_in_use(root: Path, name: str = "") -> Iterator[int]:
     """Keep an image from being deleted; its root file's descriptor, for an engine to inherit and hold until it ends.
 
-    Raises `NotFound`, or `Conflict` while it is being deleted.
+    `name` is the image's, where the root file does not lie in its directory. Raises `NotFound`, or `Conflict` while the
+    image is being deleted.
     """
-    descriptor = _share(root)
+    descriptor = _share(root, name)
     try:
         yield descriptor
     finally:
@@ -23,17 +24,17 @@ def image_in_use(root: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def image_alone(root: Path) -> Iterator[None]:
-    """Keep machines from using an image. Raises `Conflict` when one does; one without a root disk is used by none."""
+def image_alone(root: Path, name: str) -> Iterator[None]:
+    """Keep others from using an image. Raises `Conflict` when one does; one without a root disk is used by none."""
     try:
         descriptor = lock_existing(root, shared=False)
     except OSError:
         yield
         return
     if descriptor is None:
-        name = root.parent.name
         raise Conflict(
-            f"the image {name} is in use by VMs that run", hint="stop them first; `banger vm list` shows them"
+            f"the image {name} is in use, by VMs that run or by what is being made of it",
+            hint="`banger vm list` and `banger operation list` show what there is; stop it, or wait for its end",
         )
     try:
         yield
@@ -50,9 +51,9 @@ class ImageLocks:
     def __init__(self) -> None:
         self._held: dict[str, int] = {}
 
-    def acquire(self, vm_id: str, root: Path) -> None:
+    def acquire(self, vm_id: str, root: Path, name: str = "") -> None:
         """Hold a lock for this VM, in place of one that it had. Raises as `image_in_use`."""
-        descriptor = _share(root)
+        descriptor = _share(root, name)
         self.release(vm_id)
         self._held[vm_id] = descriptor
 
@@ -63,8 +64,8 @@ class ImageLocks:
             os.close(descriptor)
 
 
-def _share(root: Path) -> int:
-    name = root.parent.name
+def _share(root: Path, name: str) -> int:
+    name = name or root.parent.name
     try:
         descriptor = lock_existing(root, shared=True)
     except FileNotFoundError as error:

@@ -12,7 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from banger.images.oci_layout import (
     ImageConfig,
@@ -78,7 +78,7 @@ class _Budget:
 class _Stream(io.BufferedIOBase):
     """The unpacked bytes of a layer, once from beginning to end, counted and digested."""
 
-    def __init__(self, file: IO[bytes], budget: _Budget) -> None:
+    def __init__(self, file: "BinaryIO | gzip.GzipFile", budget: _Budget) -> None:
         self._file = file
         self._budget = budget
         self._at = 0
@@ -111,7 +111,7 @@ class _Stream(io.BufferedIOBase):
             pass
 
 
-def _open(layout: Path, digest: str, media_type: str) -> IO[bytes]:
+def _open(layout: Path, digest: str, media_type: str) -> "BinaryIO | gzip.GzipFile":
     path = layout / "blobs/sha256" / hex_of(digest)
     if media_type.endswith("+gzip"):
         return gzip.open(path)
@@ -154,7 +154,7 @@ def _look(stream: _Stream, budget: _Budget, nodes: list[str]) -> list[tuple[int,
     ranges = []
     with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
         while (entry := archive.next()) is not None:
-            archive.members.clear()  # they are not needed again, and may be many
+            vars(archive)["members"].clear()  # they are not needed again, and may be many
             _check(entry)
             budget.hold(entry.size if entry.isreg() else 0)
             if entry.type in _NODES:
@@ -205,7 +205,7 @@ def _put(blobs: Path, document: dict[str, Any]) -> dict[str, Any]:
     return {"digest": f"sha256:{name}", "size": len(content)}
 
 
-def _copy(file: IO[bytes], ranges: Sequence[tuple[int, int]], directory: Path) -> tuple[str, int]:
+def _copy(file: "BinaryIO | gzip.GzipFile", ranges: Sequence[tuple[int, int]], directory: Path) -> tuple[str, int]:
     """Copy a layer without these ranges; the digest and size of the copy."""
     digest, size, at = hashlib.sha256(), 0, 0
     target = directory / "without-nodes"

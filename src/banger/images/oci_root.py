@@ -45,12 +45,12 @@ def measure(root: Path) -> Measured:
         if depth > MAX_DEPTH:
             raise Invalid(f"the image has more than {MAX_DEPTH} directories in each other")
         content += _BLOCK
-        for entry in os.scandir(directory):
-            found = entry.stat(follow_symlinks=False)
+        for entry in directory.iterdir():
+            found = entry.lstat()
             count += 1
             content += -(-found.st_size // _BLOCK) * _BLOCK
             if stat.S_ISDIR(found.st_mode):
-                left.append((Path(entry.path), depth + 1))
+                left.append((entry, depth + 1))
             elif stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode):
                 raise Invalid(f"there is a device node in the tree: {entry.name!r}")
     return Measured(content, count)
@@ -75,7 +75,10 @@ async def make_root(tree: Tree, target: Path, wanted: int | None, room: Room) ->
 
 
 async def take_modules(image: Image, filesystem: Path, tree: Tree, beside: Path, room: Room) -> None:
-    """Copy the modules of an image's kernel out of its root into the tree. Raises `Invalid`, and as `copied_directory`."""
+    """Copy the modules of an image's kernel out of its root into the tree.
+
+    Raises `Invalid`, and as `copied_directory`.
+    """
     release = image.kernel_release
     if not _RELEASE.fullmatch(release):
         raise Invalid(f"the image {image.name} names a kernel {release!r}", hint="choose another with --kernel-from")
@@ -99,12 +102,12 @@ def _put(copy: Path, tree: Tree, path: str) -> None:
         directory = left.pop()
         os.chown(directory, 0, 0)
         directory.chmod(0o755)
-        for entry in list(os.scandir(directory)):
-            if entry.is_dir(follow_symlinks=False):
-                left.append(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False):
-                os.chown(entry.path, 0, 0)
-                os.chmod(entry.path, 0o644)
+        for entry in list(directory.iterdir()):
+            if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
+                entry.unlink()  # `build` and `source` lead to what is not there
+            elif entry.is_dir():
+                left.append(entry)
             else:
-                os.unlink(entry.path)  # `build` and `source` lead to what is not there
+                os.chown(entry, 0, 0)
+                entry.chmod(0o644)
     tree.move_in(copy, path)

@@ -168,9 +168,7 @@ class Tree:
             "dbus": ("/usr/bin/dbus-daemon", "no message bus"),
             "bash": ("/bin/bash", "no bash"),
         }
-        return {
-            package: f"{path}: {loss}" for package, (path, loss) in programs.items() if self.end_of(path) is None
-        }
+        return {package: f"{path}: {loss}" for package, (path, loss) in programs.items() if self.end_of(path) is None}
 
     def settle(self, seed: Seed) -> None:
         """Take out what is one machine's or a container's, and put in what makes a machine of ours."""
@@ -201,8 +199,8 @@ class Tree:
         lines, names = _exports(config.env or [])
         notes = []
         if lines:
-            self.write(ENVIRONMENT, "\n".join(["# variables of the image that this was imported from", *lines, ""]).encode(
-                errors="surrogateescape"))
+            text = "\n".join(["# variables of the image that this was imported from", *lines, ""])
+            self.write(ENVIRONMENT, text.encode(errors="surrogateescape"))
             notes.append(f"logins get {', '.join(names[:10])}{', ...' if len(names) > 10 else ''} from {ENVIRONMENT}")
         record = {
             "image": chosen.name,

@@ -33,6 +33,7 @@ _PIECE = MIB
 _GZIP = b"\x1f\x8b"
 _SPARE = 64 * MIB  # for documents, and what surrounds files in a tar
 _SAID = re.compile(r'msg="(.*)"$')
+_CROSS = "\u2a2f "  # before umoci's last words
 _DIGESTS = ("Digest did not match", "does not match expected", "mismatch")
 
 
@@ -198,9 +199,7 @@ class Unpacker:
             capabilities=capabilities,
             largest_file=self._limit + _SPARE,
         )
-        running = run_tool(
-            sandbox, name, words, package=PROGRAMS[name], timeout=_COPY_S, on_line=lambda line: None
-        )
+        running = run_tool(sandbox, name, words, package=PROGRAMS[name], timeout=_COPY_S)
         try:
             await while_there_is_room(self._mine, running)
         except CommandFailed as error:
@@ -216,7 +215,7 @@ def _explained(name: str, error: CommandFailed) -> Invalid | HostRequirement:
     """What the tool's last words mean. Its argv helps nobody: what it was about is gone."""
     lines = [line.strip() for line in str(error.details.get("stderr", "")).splitlines()] or [error.message]
     found = _SAID.search(lines[-1])
-    said = harmless((found[1] if found else lines[-1]).lstrip("⨯ "))
+    said = harmless((found[1] if found else lines[-1]).removeprefix(_CROSS))
     if os.strerror(28).lower() in said.lower():
         return HostRequirement(f"the disk is full: {said}", hint="`banger capacity` shows what takes the room")
     if any(words in said for words in _DIGESTS):

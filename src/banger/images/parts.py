@@ -9,12 +9,19 @@ from pathlib import Path
 
 import msgspec
 
-from banger.images.catalog import find_image, list_images, measure_parts, workspace
+from banger.images.catalog import (
+    find_image,
+    list_images,
+    measure_parts,
+    read_metadata,
+    workspace,
+    write_metadata,
+)
 from banger.images.initramfs import renew_init
 from banger.model.errors import HostRequirement
-from banger.model.image import INIT_VERSION, WORK_SEED, Image, ImagePart
+from banger.model.image import IMAGE_FORMAT, INIT_VERSION, WORK_SEED, Image, ImagePart
 from banger.paths import ImagePaths, Paths
-from banger.system.files import in_thread, make_read_only, sync_path
+from banger.system.files import in_thread, sync_path
 from banger.system.locks import FileLock
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -63,11 +70,9 @@ def _replace(
         getattr(now, name) != getattr(image, name) for name in changes
     ):
         return now
-    made = msgspec.structs.replace(now, parts={**now.parts, **measured}, **changes)
+    made = msgspec.structs.replace(now, parts={**now.parts, **measured}, format=IMAGE_FORMAT, **changes)
     document = next(iter(files.values())).with_name("image.json")
-    document.write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")
-    make_read_only(document)
-    sync_path(document)
+    write_metadata(document, made)
     for role, path in files.items():
         path.rename(where.directory / measured[role].file)
     sync_path(where.directory)
@@ -79,12 +84,23 @@ def _replace(
     return made
 
 
-def _remove(where: ImagePaths, names: re.Pattern[str], images: Iterable[Image]) -> None:
-    """Remove the files with such names that none of the images has."""
+def _unused(where: ImagePaths, names: re.Pattern[str], images: Iterable[Image]) -> list[Path]:
+    """The files with such names that none of the images has."""
     used = {part.file for image in images for part in image.parts.values()}
-    for path in where.directory.iterdir():
-        if names.fullmatch(path.name) and path.name not in used:
-            path.unlink()
+    return [path for path in where.directory.iterdir() if names.fullmatch(path.name) and path.name not in used]
+
+
+def _remove(where: ImagePaths, names: re.Pattern[str], images: Iterable[Image]) -> None:
+    for path in _unused(where, names, images):
+        path.unlink()
+
+
+def replaced_parts(paths: Paths) -> list[Path]:
+    """The files of parts that were replaced, in all images: nobody may be about to open one, nor be replacing any."""
+    found = []
+    for image in list_images(paths):
+        found += _unused(paths.image(image.name), _REPLACEABLE, (read_metadata(paths.image(image.name)),))
+    return found
 
 
 def sweep_parts(paths: Paths) -> None:

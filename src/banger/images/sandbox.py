@@ -92,7 +92,13 @@ def _host() -> list[str]:
 
 
 async def run_tool(
-    sandbox: Sandbox, program: str, words: Sequence[str], *, package: str, timeout: float, on_line: Callable[[str], None]
+    sandbox: Sandbox,
+    program: str,
+    words: Sequence[str],
+    *,
+    package: str,
+    timeout: float,
+    on_line: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run one of the host's programs, wherever it is installed. Raises as `Sandbox.run`."""
     found = find_program(program, package=package)

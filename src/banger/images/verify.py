@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from banger.images.catalog import part_fault, part_path, read_metadata
+from banger.images.catalog import damaged_hint, part_changed, part_fault, part_path, read_metadata
 from banger.images.homes import SEED_HOME, home_keys
 from banger.model.errors import BangerError, Cancelled, CommandFailed, Invalid, NotFound, Timeout
 from banger.model.image import WORK_SEED, Image, Verified
@@ -40,7 +40,8 @@ class _Verification:
     async def run(self) -> Verified:
         image, where = self._image, self._paths.image(self._image.name)
         async with self._progress.stage("digests", deadline_s=_DIGESTS_S):
-            there = [role for role, part in image.parts.items() if self._passes(role, "", part_fault(where, part))]
+            parts = image.parts.items()
+            there = [role for role, part in parts if self._passes(role, "", part_fault(where, part, image))]
             await self._digests(there)
         async with self._progress.stage("root filesystem", deadline_s=_CHECK_S):
             if "root" in there:
@@ -51,10 +52,12 @@ class _Verification:
                 await self._seed_key()
             elif WORK_SEED not in image.parts:
                 self._progress.note("there is none; the next VM that is made of this image begins to make it")
+        if "manifest" not in image.parts:
+            self._progress.note("it has no package manifest: nobody wrote down which packages are in it")
         if self._faults:
             raise BangerError(
                 f"the image {image.name} is damaged: {'; '.join(f'{role}: {what}' for role, what in self._faults)}",
-                hint=f"remove {where.directory} and make it again",
+                hint=damaged_hint(image.name, managed=image.managed),
                 details={"faults": [{"part": role, "fault": what} for role, what in self._faults]},
             )
         return Verified(image.name, self._checked, image.seed_key)
@@ -89,7 +92,15 @@ class _Verification:
                 await asyncio.wait({work})
                 work.exception()
                 raise
-            self._passes(role, "sha256", "" if same else f"the content of {file.name} has changed")
+            self._passes(role, "sha256", self._content_fault(role, same=same))
+
+    def _content_fault(self, role: str, *, same: bool) -> str:
+        where, part = self._paths.image(self._image.name), self._image.parts[role]
+        if not same:
+            return f"the content of {part.file} has changed"
+        if changed := part_changed(where, part):
+            return f"{changed}, and has the same content: register it again"
+        return ""
 
     async def _filesystem(self, role: str) -> None:
         try:

@@ -161,6 +161,10 @@ class Operations:
         """All that was told of an operation so far."""
         return self._store.events(operation_id)
 
+    def under_way(self) -> list[Operation]:
+        """Those that have begun and not ended."""
+        return list({holder.id: holder for holder in self._holders.values()}.values())
+
     @property
     def running(self) -> int:
         return len(self._tasks)

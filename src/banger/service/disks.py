@@ -102,7 +102,7 @@ class Disks:
         """
         paths, base = self._paths.vm(vm.id), part_path(self._paths, image, "root")
         async with job.stage("root disk"):
-            with image_in_use(base):
+            with image_in_use(base, image.name):
                 if engine.capabilities.qcow2:
                     await create_root_overlay(base, paths.next_root(image.name, ROOT_OVERLAY), vm.disk_bytes)
                 else:

@@ -10,9 +10,10 @@ from banger.images.locks import image_in_use
 from banger.images.manifest import Package, in_order, read_manifest, read_packages, write_manifest
 from banger.images.work_seed import remake_work_seed
 from banger.jobs.operations import Job
-from banger.model.errors import Invalid, NotFound, Unsupported
+from banger.model.errors import Invalid, NotFound
 from banger.model.image import Image
 from banger.paths import ImagePaths, Paths
+from banger.service.appliance import Appliance
 from banger.service.bundle import RuntimeBundle
 from banger.storage.copies import copy_disk
 from banger.system.ext4 import check_ext4
@@ -24,9 +25,10 @@ CHECK_S, READ_S, SEED_S, DIGESTS_S = 900.0, 600.0, 900.0, 900.0
 class Drafts:
     """Finishes drafts. Each method is a part of an operation; the draft's workspace goes with that."""
 
-    def __init__(self, paths: Paths, bundle: RuntimeBundle, room: Room) -> None:
+    def __init__(self, paths: Paths, bundle: RuntimeBundle, appliance: Appliance, room: Room) -> None:
         self._paths = paths
         self._bundle = bundle
+        self._appliance = appliance
         self._room = room
 
     async def copy_base(self, job: Job, image: Image, directory: Path, roles: Iterable[str]) -> None:
@@ -37,7 +39,7 @@ class Drafts:
         """
         targets = usual_files(ImagePaths(directory))
         async with job.stage(f"copy the image {image.name}"):
-            with image_in_use(part_path(self._paths, image, "root")):
+            with image_in_use(part_path(self._paths, image, "root"), image.name):
                 for role in roles:
                     if role in image.parts:
                         await copy_disk(part_path(self._paths, image, role), targets[role], job, self._room)
@@ -59,11 +61,12 @@ class Drafts:
         script  for busybox's sh, run over the root while nothing of it runs: see `Appliance.edit`
         tree    a directory that the script finds read-only at $TREE
 
-        Raises `Invalid` (the filesystem has errors), `Conflict` (the name is taken), `CommandFailed`, `Timeout`.
+        Raises `Invalid` (the filesystem has errors), `Conflict` (the name is taken), `GuestUnreachable` (it does not
+        boot), `CommandFailed`, `Timeout`, and like `Appliance.edit`.
         """
-        if script or tree is not None:
-            raise Unsupported("a root filesystem cannot be edited yet")
         files = draft.files
+        if script:
+            await self._appliance.edit(job, draft.image, draft.directory, script, tree)
         async with job.stage("check the filesystem", deadline_s=CHECK_S):
             files.root.chmod(0o644)  # programs without privileges read it
             await check_ext4(files.root)
@@ -72,6 +75,8 @@ class Drafts:
         seed_key = await self._work_seed(job, draft)
         async with job.stage("digests", deadline_s=DIGESTS_S):
             image = await in_thread(describe, draft, packages=packages, seed_key=seed_key)
+        if boot:
+            await self._appliance.boot(job, image, draft.directory)
         if publish:
             await self.publish(job, image, draft.directory)
         return image
@@ -100,7 +105,7 @@ class Drafts:
             return []
         try:
             parent = find_image(self._paths, draft.image.parents[0])
-            with image_in_use(part_path(self._paths, parent, "root")):
+            with image_in_use(part_path(self._paths, parent, "root"), parent.name):
                 listed = await in_thread(read_manifest, part_path(self._paths, parent, "manifest"))
                 known = await read_packages(part_path(self._paths, parent, "root"), draft.directory) or []
         except (NotFound, Invalid, KeyError):

@@ -1,9 +1,8 @@
 """What is done to one VM: make its disks, boot it until it is healthy, power it off, take it away."""
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from banger.config import Settings
 from banger.engine import payload
 from banger.engine.api import EngineApi
 from banger.engine.capabilities import capabilities_of
-from banger.engine.launch import adopt, can_jail, clean_up, end, find_engine, launch, launch_jailed, tail
+from banger.engine.launch import adopt, can_jail, clean_up, end, find_engine, tail
 from banger.engine.select import Engine, Needs
 from banger.guest.channel import Guest
 from banger.guest.protocol import READY_PORT
@@ -26,11 +25,22 @@ from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, Ho
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.image import Image
 from banger.model.machine import Disk, Machine
-from banger.model.vm import LIVE, Vm, VmState, WantedEngine
+from banger.model.vm import LIVE, Vm, VmState
 from banger.model.volume import Volume
 from banger.network.user import user_nic
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.booting import (
+    BOOTS_MAX,
+    CALL_S,
+    ChooseEngine,
+    GuestPanicked,
+    configure,
+    or_end,
+    start_engine,
+    start_machine,
+    until_ok,
+)
 from banger.service.disks import Disks, changed_to, check_growth
 from banger.service.health import Checks
 from banger.service.opencode import Opencode
@@ -38,20 +48,9 @@ from banger.store.vms import VmStore
 from banger.system.files import remove_tree
 from banger.system.watch import process_end
 
-ASK_AGAIN_S = 2.0
 RESUME_S = 10.0
 PAUSE_FAULT = "after a pause and resume, new connections to the guest over vsock can hang for ever"
-CALL_S = 10.0
 CONSOLE_LINES = 20
-BOOTS_MAX = 3
-PANIC = "Kernel panic - not syncing"
-
-
-ChooseEngine = Callable[[WantedEngine, Needs], Awaitable[Engine]]
-
-
-class GuestPanicked(GuestUnreachable):
-    """The guest's kernel gave up before the agent answered."""
 
 
 class Lifecycle:
@@ -137,8 +136,7 @@ class Lifecycle:
 
         Raises with the console's last lines and the state of each check.
 
-        QEMU's multi-threaded emulation now and then loses a race when a booting kernel patches its own code, and
-        the kernel panics. Nothing of the person's has run by then, so the machine is booted again, and it is said.
+        When the kernel panics nothing of the person's has run yet, so the machine is booted again, and it is said.
         """
         for again in range(BOOTS_MAX - 1, -1, -1):
             try:
@@ -163,8 +161,7 @@ class Lifecycle:
             if vm.engine == "firecracker":
                 # what runs may be another release than the one that was asked for its version
                 vm = msgspec.structs.replace(vm, engine_version=await api.version())
-            for method, path, body in payload.configuration(machine):
-                await api.call(method, path, body)
+            await configure(api, machine)
         await self._until_healthy(job, vm, api, wait_opencode=wait_opencode)
         await self._disks.detach_root(vm)  # the engine has it open, and it goes with the engine
         vm = msgspec.structs.replace(vm, state=VmState.RUNNING, started_at=time.time(), keep_work_disk="")
@@ -176,13 +173,11 @@ class Lifecycle:
         """The VM with its process, and the machine as its engine must be told it."""
         paths = self._paths.vm(vm.id)
         base = part_path(self._paths, find_image(self._paths, vm.image), "root")
-        with image_in_use(base) as held:
+        with image_in_use(base, vm.image) as held:
             machine = self._machine(vm, await self._disks.attach_root(job, vm))
             if vm.jailed:
-                self._image_locks.acquire(vm.id, base)
-                process, machine = await launch_jailed(engine, machine, paths, self._paths.jail(vm.id))
-            else:
-                process = await launch(engine, machine, paths, inherit=(held,))
+                self._image_locks.acquire(vm.id, base, vm.image)
+            process, machine = await start_engine(engine, machine, paths, self._paths.jail(vm.id), (held,))
         vm = msgspec.structs.replace(vm, process=process)
         self._vms.update(vm)
         return vm, machine
@@ -205,14 +200,13 @@ class Lifecycle:
 
     async def _until_healthy(self, job: Job, vm: Vm, api: EngineApi, *, wait_opencode: bool) -> None:
         paths = self._paths.vm(vm.id)
-        method, path, body = payload.START
         begun = time.monotonic()
         try:
             async with ReadyListener(paths.guest_listener(READY_PORT)) as ready:
                 async with job.stage("start"):
-                    await api.call(method, path, body, timeout=30.0)
+                    await start_machine(api)
                 async with job.stage("boot to healthy", deadline_s=self._settings.boot_timeout_s):
-                    await self._or_end(vm, self._healthy(vm, ready))
+                    await self._or_end(vm, until_ok(paths.vsock_socket, ready))
             await self._or_end(vm, self._disks.grow_or_tell(job, vm))
             if vm.opencode:
                 await self._or_end(vm, self._opencode.bring_up(job, vm, wait=wait_opencode))
@@ -239,33 +233,8 @@ class Lifecycle:
         )
 
     async def _or_end(self, vm: Vm, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work; raise when the engine ends first."""
         assert vm.process is not None
-        working = asyncio.ensure_future(work)
-        ended = asyncio.ensure_future(process_end(vm.process.pid, vm.process.start_ticks))
-        try:
-            await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                if PANIC in tail(self._paths.vm(vm.id).console_log):
-                    raise GuestPanicked("the guest's kernel panicked while it booted")
-                raise GuestUnreachable("the machine powered off or its engine ended before the guest was ready")
-            working.result()
-        finally:
-            for task in (working, ended):
-                task.cancel()
-            await asyncio.gather(working, ended, return_exceptions=True)
-
-    async def _healthy(self, vm: Vm, ready: ReadyListener) -> None:
-        guest = Guest(self._paths.vm(vm.id).vsock_socket)
-        while True:
-            # the agent dials in when it listens; asking now and then covers an agent that cannot
-            with contextlib.suppress(GuestUnreachable):
-                await ready.wait(timeout=ASK_AGAIN_S)
-            try:
-                if (await guest.health(timeout=CALL_S)).status == "ok":
-                    return
-            except BangerError:
-                await asyncio.sleep(0.05)
+        await or_end(vm.process, self._paths.vm(vm.id).console_log, work)
 
     async def power_off(self, job: Job, vm: Vm, *, force: bool) -> None:
         """Ask the guest to power off, and end its engine when it does not in time."""
@@ -366,7 +335,7 @@ class Lifecycle:
         if vm.jailed:
             with contextlib.suppress(NotFound):  # its root disk may need the image no more
                 base = part_path(self._paths, find_image(self._paths, vm.image), "root")
-                self._image_locks.acquire(vm.id, base)
+                self._image_locks.acquire(vm.id, base, vm.image)
         return True
 
 

@@ -12,9 +12,8 @@ from banger.images.oci_packages import compile_python, install, lacking
 from banger.images.oci_root import make_root, take_modules
 from banger.images.oci_tree import PYTHON_LEAST, Tree
 from banger.images.oci_unpack import Unpacked, Unpacker, check_tools
-from banger.images.rootfs import Seed
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import Conflict, HostRequirement, Invalid, NotFound, Unsupported
+from banger.model.errors import Conflict, Invalid, NotFound, Unsupported
 from banger.model.image import Image, ImportSpec, OciOptions
 from banger.model.names import NAME_MAX, validate_name
 from banger.model.operation import Operation
@@ -22,7 +21,7 @@ from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.bundle import RuntimeBundle
 from banger.service.drafts import Drafts
-from banger.service.images import seed_of
+from banger.service.guest_seed import guest_seed
 from banger.system.files import in_thread
 
 INSTALL_S, KERNEL_S, SETTLE_S, MAKE_S = 7200.0, 900.0, 900.0, 1800.0
@@ -86,9 +85,7 @@ class OciImports:
             )
         return max(found, key=lambda image: image.created_at)
 
-    async def _make(
-        self, job: Job, name: str, path: Path, base: Image, options: OciOptions, work: Path
-    ) -> Image:
+    async def _make(self, job: Job, name: str, path: Path, base: Image, options: OciOptions, work: Path) -> Image:
         limit = min(options.size_bytes or self._largest, self._largest)
         unpacker = Unpacker(path, work, tag=options.tag, limit=limit, room=self._room, progress=job)
         unpacked = await unpacker.run()
@@ -118,7 +115,7 @@ class OciImports:
 
     async def _lend_kernel(self, job: Job, tree: Tree, base: Image, draft: Draft) -> None:
         root = catalog.part_path(self._paths, base, "root")
-        with image_in_use(root):
+        with image_in_use(root, base.name):
             await self._drafts.copy_base(job, base, draft.directory, _KERNEL_PARTS)
             async with job.stage("modules", deadline_s=KERNEL_S):
                 await take_modules(base, root, tree, draft.directory.parent, self._room)
@@ -127,17 +124,13 @@ class OciImports:
     async def _settle(self, job: Job, tree: Tree, unpacked: Unpacked, *, run: bool) -> None:
         async with job.stage("seed", deadline_s=SETTLE_S):
             key = await self._bundle.key()
-            seed = seed_of(key.line, self._bundle.agent(), opencode=False)
+            seed = guest_seed(key.line, self._bundle.agent(), opencode=False)
             await in_thread(tree.settle, seed)
             if unpacked.config.config is not None:
                 for note in await in_thread(tree.keep_config, unpacked.config.config, unpacked.chosen):
                     job.note(note)
             if run:
-                await _compile(tree, seed)
-
-
-async def _compile(tree: Tree, seed: Seed) -> None:
-    await compile_python(tree, seed.compile_dirs)
+                await compile_python(tree, seed.compile_dirs)
 
 
 def check_complete(tree: Tree, *, by_apt: bool) -> None:
@@ -155,7 +148,9 @@ def check_complete(tree: Tree, *, by_apt: bool) -> None:
     elif tree.has_apt():
         hint = f"use a newer release: banger needs Python {PYTHON_LEAST[0]}.{PYTHON_LEAST[1]} and systemd"
     else:
-        hint = "banger installs what is missing in Debian's and Ubuntu's images; in others, do so before saving the image"
+        hint = (
+            "banger installs what is missing in Debian's and Ubuntu's images; in others, do so before saving the image"
+        )
     raise Unsupported(f"no machine can run {release.name}: it lacks {lacks}", hint=hint)
 
 

@@ -40,7 +40,7 @@ def locked(root: Path) -> bool:
 
 def test_an_image_in_use_is_not_deleted_and_nothing_of_it_is_lost(paths: Paths, root: Path) -> None:
     with image_in_use(root), image_in_use(root):
-        with pytest.raises(Conflict, match="debian is in use by VMs") as caught:
+        with pytest.raises(Conflict, match="debian is in use, by VMs") as caught:
             asyncio.run(delete_image(paths, "debian"))
         assert "banger vm list" in caught.value.hint
         find_image(paths, "debian")
@@ -82,7 +82,7 @@ def test_the_daemon_holds_it_for_engines_that_cannot(root: Path) -> None:
 
 
 def test_a_machine_does_not_start_on_an_image_that_goes(paths: Paths, root: Path) -> None:
-    with image_alone(root):
+    with image_alone(root, "debian"):
         with pytest.raises(Conflict, match="being deleted"), image_in_use(root):
             pass
         with pytest.raises(Conflict, match="being deleted"):

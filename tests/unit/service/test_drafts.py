@@ -18,8 +18,10 @@ from banger.model.errors import Conflict, Invalid
 from banger.model.image import INIT_VERSION, WORK_SEED, Image
 from banger.model.operation import Operation, OperationState
 from banger.paths import Paths
+from banger.service.appliance import Appliance
 from banger.service.bundle import RuntimeBundle
 from banger.service.drafts import Drafts
+from banger.service.vms import EngineChoice
 from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.system.ext4 import MIB, make_ext4
@@ -52,6 +54,10 @@ BUSYBOX = {"name": "busybox", "version": "1.36.1-r5", "arch": "x86_64"}
 MUSL = {"name": "musl", "version": "1.2.4-r2", "arch": "x86_64"}
 
 
+def appliance(paths: Paths) -> Appliance:
+    return Appliance(paths, Settings(), EngineChoice(paths), room)
+
+
 class World:
     """As much of a daemon as finishing drafts needs."""
 
@@ -60,7 +66,7 @@ class World:
         self.paths.runtime.mkdir()
         self.operations = operations
         self.bundle = RuntimeBundle(self.paths, Settings())
-        self.drafts = Drafts(self.paths, self.bundle, room)
+        self.drafts = Drafts(self.paths, self.bundle, appliance(self.paths), room)
 
     async def operation(self, work: Callable[[Job], Awaitable[object]]) -> Operation:
         return await self.operations.wait(self.operations.begin("image.test", "image/test", work).id)

@@ -1,9 +1,10 @@
 """/images"""
 
-from litestar import Controller, get, post
+from litestar import Controller, delete, get, post
 
 from banger.api.services import Services
-from banger.model.image import BootstrapSpec, ExportSpec, Image, ImportSpec
+from banger.model.catalogue import ImageDocument, PruneSpec, RenameSpec
+from banger.model.image import BootstrapSpec, ExportSpec, ImportSpec
 from banger.model.operation import Operation
 
 
@@ -11,13 +12,25 @@ class Images(Controller):
     path = "/images"
     tags = ("images",)
 
-    @get(summary="Every image, by name")
-    async def list_images(self, services: Services) -> list[Image]:
-        return services.images.list()
+    @get(summary="Every image, by name, damaged ones too")
+    async def list_images(self, services: Services) -> list[ImageDocument]:
+        return services.catalogue.list()
 
     @get("/{name:str}", summary="One image")
-    async def show_image(self, name: str, services: Services) -> Image:
-        return services.images.show(name)
+    async def show_image(self, name: str, services: Services) -> ImageDocument:
+        return services.catalogue.show(name)
+
+    @delete("/{name:str}", status_code=202, summary="Delete an image that no VM uses")
+    async def delete_image(self, name: str, services: Services, force: bool = False) -> Operation:
+        return services.catalogue.delete(name, force=force)
+
+    @post("/{name:str}/rename", status_code=202, summary="Give an image that no VM uses another name")
+    async def rename_image(self, name: str, data: RenameSpec, services: Services) -> Operation:
+        return services.catalogue.rename(name, data.name)
+
+    @post("/prune", status_code=202, summary="Remove what can be made again: layers, downloads, leftovers")
+    async def prune_images(self, data: PruneSpec, services: Services) -> Operation:
+        return services.catalogue.prune(data)
 
     @post("/bootstrap", status_code=202, summary="Build a distribution's image from its packages")
     async def bootstrap_image(self, data: BootstrapSpec, services: Services) -> Operation:

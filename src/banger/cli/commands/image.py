@@ -2,7 +2,7 @@
 
 import argparse
 
-from banger.cli.commands import image_move
+from banger.cli.commands import image_catalogue, image_move
 from banger.cli.connect import client
 from banger.cli.parser import Parser, Verbs
 
@@ -17,9 +17,7 @@ def register(parser: Parser) -> None:
         "--opencode", action=argparse.BooleanOptionalAction, default=True, help="with the opencode server, or without"
     )
     verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
-    verbs.add("list", list_images, "list the images")
-    verb = verbs.add("show", show, "show one image and its parts")
-    verb.add_argument("name", metavar="NAME", help="the image")
+    image_catalogue.register(verbs)
     verb = verbs.add(
         "verify",
         verify,
@@ -51,24 +49,6 @@ def bootstrap(arguments: argparse.Namespace) -> int:
         print_operation(operation)
     else:
         print_image(operation.result)
-    return 0
-
-
-def list_images(arguments: argparse.Namespace) -> int:
-    from banger.cli.render import print_json
-    from banger.cli.show import print_images
-
-    images = client().list_images()
-    print_json(images) if arguments.json else print_images(images)
-    return 0
-
-
-def show(arguments: argparse.Namespace) -> int:
-    from banger.cli.render import print_json
-    from banger.cli.show import print_image
-
-    image = client().show_image(arguments.name)
-    print_json(image) if arguments.json else print_image(image)
     return 0
 
 
