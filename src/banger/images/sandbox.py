@@ -57,7 +57,8 @@ class Sandbox:
         words += [find_program("bwrap", package="bubblewrap"), "--die-with-parent"]
         words += [f"--unshare-{namespace}" for namespace in (*_NAMESPACES, *(() if self.network else ("net",)))]
         words += _host() if self.root is None else ["--bind", str(self.root), "/"]
-        words += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"]
+        words += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
+        words += ["--perms", "1777", "--tmpfs", "/tmp"]
         for inside, path in self.reads.items():
             words += ["--ro-bind", str(path), inside]
         for inside, path in self.writes.items():
