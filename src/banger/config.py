@@ -18,8 +18,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stop_timeout_s   how long a guest may take to power off before its engine is ended
     health_period_s  how often the daemon asks each running guest for its health
     keep_operations_days  how long results of operations are kept
-    import_max_mib   how large an image may be that is imported, all its parts together, with their holes
     keep_layers_days  how long a step of a build that no build uses is kept when `image prune` looks
+    import_max_mib   how large an image may be that is imported, all its parts together, with their holes
     disk_reserve_mib  what VMs must leave free on the filesystem of the state directory
     bundle_dir       the runtime bundle; empty: `bundle` in the state directory
     agent_path       directory of the agent for new images; empty: the bundle's
@@ -31,8 +31,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     stop_timeout_s: float = 30.0
     health_period_s: float = 15.0
     keep_operations_days: float = 7.0
-    import_max_mib: Annotated[int, msgspec.Meta(ge=1)] = 131072
     keep_layers_days: float = 14.0
+    import_max_mib: Annotated[int, msgspec.Meta(ge=1)] = 131072
     disk_reserve_mib: Annotated[int, msgspec.Meta(ge=0)] = 2048
     bundle_dir: str = ""
     agent_path: str = ""

@@ -22,8 +22,8 @@ class Services:
     volumes: VolumeService
     check: CheckService
     images: ImageService
-    archives: Archives
     catalogue: Catalogue
+    archives: Archives
     engines: EngineService
     capacity: CapacityService
     operations: Operations

@@ -140,12 +140,6 @@ class Client:
     def verify_image(self, name: str) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/verify")
 
-    def export_image(self, name: str, spec: dict[str, Any]) -> Operation:
-        return self._begin("POST", f"/images/{quote(name, safe='')}/export", spec)
-
-    def import_image(self, spec: dict[str, Any]) -> Operation:
-        return self._begin("POST", "/images/import", spec)
-
     def delete_image(self, name: str, *, force: bool = False) -> Operation:
         return self._begin("DELETE", f"/images/{quote(name, safe='')}{'?force=true' if force else ''}")
 
@@ -154,6 +148,12 @@ class Client:
 
     def prune_images(self, *, everything: bool = False, dry_run: bool = False) -> Operation:
         return self._begin("POST", "/images/prune", {"all": everything, "dry_run": dry_run})
+
+    def export_image(self, name: str, spec: dict[str, Any]) -> Operation:
+        return self._begin("POST", f"/images/{quote(name, safe='')}/export", spec)
+
+    def import_image(self, spec: dict[str, Any]) -> Operation:
+        return self._begin("POST", "/images/import", spec)
 
     # engines
     def list_engines(self, *, verify: bool = False) -> list[dict[str, Any]]:
