@@ -153,7 +153,7 @@ def choose(layout: Path, blobs: Path, tag: str, limit: int) -> Chosen:
     names = [(entry.names or [entry.digest])[0] for entry in index.manifests]
     entry = found[_only(len(found), tag, names)]
     manifest = _resolve(blobs, entry, 0)
-    _check(decode(read_blob(blobs, manifest.digest), Manifest, "manifest"), limit)
+    _check(decode(read_blob(blobs, manifest.digest), Manifest, "manifest"), blobs, limit)
     return Chosen((entry.names or [""])[0], manifest.digest, descriptor=manifest)
 
 
@@ -187,7 +187,7 @@ def _resolve(blobs: Path, entry: Descriptor, depth: int) -> Descriptor:
     )
 
 
-def _check(manifest: Manifest, limit: int) -> None:
+def _check(manifest: Manifest, blobs: Path, limit: int) -> None:
     if len(manifest.layers) > MAX_LAYERS:
         raise damaged(f"it has {len(manifest.layers)} layers, and {MAX_LAYERS} are enough")
     claimed = sum(max(one.size, 0) for one in (manifest.config, *manifest.layers))
@@ -196,6 +196,15 @@ def _check(manifest: Manifest, limit: int) -> None:
             f"its layers are said to have {show_size(claimed)}, and {show_size(limit)} may be imported",
             hint="give a larger --size if that is right",
         )
+    for one in (manifest.config, *manifest.layers):
+        path = blobs / "sha256" / hex_of(one.digest)
+        try:
+            found = path.lstat()
+        except OSError as error:
+            raise damaged(f"{one.digest[:19]}... is missing") from error
+        # of a link to a device there would be no end
+        if not stat.S_ISREG(found.st_mode) or found.st_size != one.size:
+            raise damaged(f"{one.digest[:19]}... is no file of {one.size} bytes")
 
 
 def choose_saved(archive: Path, tag: str) -> Chosen:

@@ -18,6 +18,7 @@ from tests.support.oci import (
     blob,
     digest,
     layer,
+    manifest_of,
     write_docker_archive,
     write_layout,
 )
@@ -98,6 +99,20 @@ def test_claims_of_more_than_may_be_imported_are_refused_before_anything_is_read
     with pytest.raises(Invalid, match=r"9\.1 TiB") as caught:
         _choose(tmp_path)
     assert "--size" in caught.value.hint
+
+
+@pytest.mark.parametrize("instead", ["nothing", "shorter", "link"])
+def test_a_layer_that_is_no_file_of_the_size_that_it_should_have_is_refused(tmp_path: Path, instead: str) -> None:
+    write_layout(tmp_path, ONE)
+    path = blob(tmp_path, manifest_of(tmp_path)["layers"][0]["digest"])
+    content = path.read_bytes()
+    path.unlink()
+    if instead == "shorter":
+        path.write_bytes(content[:-1])
+    elif instead == "link":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(Invalid, match="missing" if instead == "nothing" else "no file of"):
+        _choose(tmp_path)
 
 
 def test_too_many_layers_are_refused(tmp_path: Path) -> None:
