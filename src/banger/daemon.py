@@ -20,6 +20,7 @@ from banger.config import Settings
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.model.errors import Conflict, HostRequirement
+from banger.model.sizes import MIB
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
@@ -38,6 +39,7 @@ from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
+from banger.service.oci import OciImports
 from banger.service.opencode import Opencode
 from banger.service.pressure import Pressure
 from banger.service.reconcile import Reconciler
@@ -136,7 +138,8 @@ class Daemon:
         catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
         await catalogue.sweep()
         await images.sweep()
-        archives = Archives(paths, settings, operations, bundle, admission)
+        oci = OciImports(paths, operations, bundle, drafts, admission, settings.import_max_mib * MIB)
+        archives = Archives(paths, settings, operations, bundle, admission, oci.import_image)
         await archives.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
