@@ -31,7 +31,6 @@ _UNTOLD: dict[str, Any] = {
     "origin": "",
     "needs_acpi": True,
 }
-_ROOT_TYPE = "rootfstype=ext4"
 
 
 def upgrade(document: Any) -> Any:
@@ -44,8 +43,6 @@ def upgrade(document: Any) -> Any:
     found = _UNTOLD | _renamed(document, FIELDS)
     if isinstance(parts := found.get("parts"), dict):
         found["parts"] = {role: _part(part) for role, part in _renamed(parts, ROLES).items()}
-    if isinstance(words := found.get("boot_args"), str) and "rootfstype=" not in words:
-        found["boot_args"] = f"{words} {_ROOT_TYPE}".strip()
     return found
 
 
