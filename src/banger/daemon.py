@@ -138,9 +138,6 @@ class Daemon:
         catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
         await catalogue.sweep()
         await images.sweep()
-        oci = OciImports(paths, operations, bundle, drafts, admission, settings.import_max_mib * MIB)
-        archives = Archives(paths, settings, operations, bundle, admission, oci.import_image)
-        await archives.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
@@ -155,7 +152,7 @@ class Daemon:
             commits=CommitService(paths, self._vms, operations, drafts, bundle, admission.room),
             catalogue=catalogue,
             registration=Registration(paths, self._vms, operations, drafts),
-            archives=archives,
+            archives=await self._archives(bundle, admission, drafts),
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,
@@ -163,6 +160,13 @@ class Daemon:
             daemon_status=self._status,
             stop_daemon=self._stop.set,
         ), monitor
+
+    async def _archives(self, bundle: RuntimeBundle, admission: Admission, drafts: Drafts) -> Archives:
+        paths, settings, operations = self._paths, self._settings, self._operations
+        oci = OciImports(paths, operations, bundle, drafts, admission, settings.import_max_mib * MIB)
+        archives = Archives(paths, settings, operations, bundle, admission, oci.import_image)
+        await archives.sweep()
+        return archives
 
     async def _builds(
         self, lifecycle: Lifecycle, monitor: Monitor, bundle: RuntimeBundle, admission: Admission, drafts: Drafts
