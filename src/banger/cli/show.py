@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from banger.cli.render import duration, facts, table
 from banger.model.documents import VmDocument
 from banger.model.sizes import MIB, show_size
+from banger.model.text import harmless
 
 DIGEST_SHOWN = 16  # of a SHA-256, where people look
 
@@ -113,30 +114,30 @@ def print_image(image: Mapping[str, Any]) -> None:
     size = f"{show_size(parts['root']['bytes'])}, the root disk"
     if "allocated_bytes" in image:
         size += f"; {show_size(image['allocated_bytes'])} of files are in its directory"
-    facts(
-        (
-            ("name", image["name"]),
-            ("kind", f"{kind_of(image)}{'' if image['managed'] else ': some of its files lie elsewhere'}"),
-            ("distro", f"{image['distro']} {image['release']}".strip()),
-            ("kernel", image["kernel_release"]),
-            ("boot args", image["boot_args"]),
-            ("size", size),
-            ("needs", "; ".join(needs)),
-            ("opencode", "yes" if image["has_opencode"] else "no"),
-            ("packages", str(image["packages"]) if "manifest" in parts else "nobody wrote them down"),
-            ("made of", ", ".join(image["parents"])),
-            ("children", ", ".join(image.get("children", ()))),
-            ("used by", ", ".join(image.get("vms", ()))),
-            ("SSH key", image["seed_key"]),
-            ("origin", image["origin"]),
-            ("created", image["created_at"]),
-        )
+    told = (
+        ("name", image["name"]),
+        ("kind", f"{kind_of(image)}{'' if image['managed'] else ': some of its files lie elsewhere'}"),
+        ("distro", f"{image['distro']} {image['release']}".strip()),
+        ("kernel", image["kernel_release"]),
+        ("boot args", image["boot_args"]),
+        ("size", size),
+        ("needs", "; ".join(needs)),
+        ("opencode", "yes" if image["has_opencode"] else "no"),
+        ("packages", str(image["packages"]) if "manifest" in parts else "nobody wrote them down"),
+        ("made of", ", ".join(image["parents"])),
+        ("children", ", ".join(image.get("children", ()))),
+        ("used by", ", ".join(image.get("vms", ()))),
+        ("SSH key", image["seed_key"]),
+        ("origin", image["origin"]),
+        ("created", image["created_at"]),
     )
+    # an imported image brings words of whoever has made it
+    facts((name, harmless(value)) for name, value in told)
     print()
-    rows = (
-        (role, show_size(part["bytes"]), part["sha256"][:DIGEST_SHOWN], part["file"]) for role, part in parts.items()
-    )
-    table(("PART", "SIZE", "SHA256", "FILE"), rows)
+    rows = []
+    for role, part in parts.items():
+        rows.append((role, show_size(part["bytes"]), part["sha256"][:DIGEST_SHOWN], part["file"]))
+    table(("PART", "SIZE", "SHA256", "FILE"), (tuple(map(harmless, row)) for row in rows))
 
 
 def kind_of(image: Mapping[str, Any]) -> str:

@@ -23,9 +23,15 @@ Work = Callable[["Job"], Awaitable[Any]]
 class Job:
     """What an operation's work is given: stages, progress, notes, and the undo stack."""
 
-    def __init__(self, operation: Operation, emit: Callable[[EventKind, dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        operation: Operation,
+        emit: Callable[[EventKind, dict[str, Any]], None],
+        release: Callable[[str], None] = lambda target: None,
+    ) -> None:
         self.operation = operation
         self._emit = emit
+        self._release = release
         self._last_progress = 0.0
         self._output = OutputGate(lambda data: emit(EventKind.OUTPUT, data))
         self._undo = AsyncExitStack()
@@ -62,6 +68,10 @@ class Job:
     def output(self, text: str) -> None:
         """One line that a program of the present stage has printed; a flood of them is thinned."""
         self._output.line(harmless(text))
+
+    def release(self, target: str) -> None:
+        """Let others work on a target that this operation holds, and needs no more, nor to undo anything."""
+        self._release(target)
 
     def undo(self, text: str, action: Callable[[], Awaitable[None]]) -> None:
         """Push what takes the step just done back; it runs, newest first, unless the work succeeds."""
@@ -119,11 +129,19 @@ class Operations:
         self._holders.update(dict.fromkeys(held, operation))
         self._wakers[operation.id] = asyncio.Event()
         self._sequence[operation.id] = 0
-        job = Job(operation, lambda event, data: self._emit(operation.id, event, data))
+        job = Job(
+            operation,
+            lambda event, data: self._emit(operation.id, event, data),
+            lambda target: self._let_go(operation, target),
+        )
         task = asyncio.create_task(job.run(work), name=f"{kind} {target}")
         self._tasks[operation.id] = task
         task.add_done_callback(lambda ended: self._finish(operation, ended))
         return operation
+
+    def _let_go(self, operation: Operation, target: str) -> None:
+        if (holder := self._holders.get(target)) is not None and holder.id == operation.id:
+            del self._holders[target]
 
     def _emit(self, operation_id: str, kind: EventKind, data: dict[str, Any]) -> None:
         self._sequence[operation_id] += 1

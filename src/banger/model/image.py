@@ -15,12 +15,20 @@ class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Of a registered image, the file may be somebody's elsewhere: an absolute path then, with the time of its last
     change (nanoseconds since the epoch), by which a change is seen without reading it.
+
+    formerly  absolute paths of files with the same content that were this part before: a VM's root disk may name one
     """
 
     file: str
     bytes: int
     sha256: str
     modified_ns: int = 0
+    formerly: tuple[str, ...] = ()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the file is somebody's, and not in the image's directory."""
+        return self.file.startswith("/")
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):

@@ -151,13 +151,14 @@ class BuildMachines:
         """Make `target` what is on its root disk; it is powered off."""
         paths, root = self._paths.vm(vm.id), part_path(self._paths, base, "root")
         async with job.stage("flatten"):
-            with image_in_use(root, base.name), self._admission.room(_flat_bytes(paths.root_disk, root)):
+            size = _flat_bytes(paths.root_disk, root)
+            with image_in_use(root, base.name), self._admission.room(size):
                 if paths.root_overlay.exists():
-                    await flatten(paths.root_overlay, "qcow2", root, target, job)
+                    await flatten(paths.root_overlay, root, target, size, job)
                 elif paths.root_changes.exists():
                     try:
                         device = await attach_root(vm.id, root, paths.root_changes, vm.disk_bytes, job.note)
-                        await flatten(device, "raw", root, target, job)
+                        await flatten(device, None, target, size, job)
                     finally:
                         await detach_root(vm.id)
                 else:

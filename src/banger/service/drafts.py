@@ -124,6 +124,8 @@ class Drafts:
             try:
                 await remake_work_seed(source, inside, seed, self._room, key=key, old=draft.image.seed_key)
             except Invalid as error:
+                if draft.home is not None:
+                    raise  # it was asked for
                 job.note(f"{error.message}; there is no work seed")
                 seed.unlink(missing_ok=True)
                 return ""

@@ -11,6 +11,7 @@ from banger.model.vm import LIVE, Vm, VmState
 from banger.paths import Paths
 from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
+from banger.service.stillness import wake
 from banger.service.volumes import keep_work_disk
 from banger.store.vms import VmStore
 from banger.system.e2fsprogs import reclaim
@@ -52,6 +53,7 @@ class Reconciler:
             return
         vm = self._with_work_disk(vm)
         if vm.state in LIVE and await self._lifecycle.adopt(vm):
+            await wake(self._paths, vm)
             log.info("vm %s: adopted, engine pid %d", vm.name, vm.process.pid if vm.process else 0)
             self._monitor.watch(vm)
             return
