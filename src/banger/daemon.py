@@ -20,6 +20,7 @@ from banger.config import Settings
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.model.errors import Conflict, HostRequirement
+from banger.model.sizes import MIB
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
@@ -38,6 +39,7 @@ from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
+from banger.service.oci import OciImports
 from banger.service.opencode import Opencode
 from banger.service.pressure import Pressure
 from banger.service.reconcile import Reconciler
@@ -136,8 +138,6 @@ class Daemon:
         catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
         await catalogue.sweep()
         await images.sweep()
-        archives = Archives(paths, settings, operations, bundle, admission)
-        await archives.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
@@ -152,7 +152,7 @@ class Daemon:
             commits=CommitService(paths, self._vms, operations, drafts, bundle, admission.room),
             catalogue=catalogue,
             registration=Registration(paths, self._vms, operations, drafts),
-            archives=archives,
+            archives=await self._archives(bundle, admission, drafts),
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,
@@ -160,6 +160,13 @@ class Daemon:
             daemon_status=self._status,
             stop_daemon=self._stop.set,
         ), monitor
+
+    async def _archives(self, bundle: RuntimeBundle, admission: Admission, drafts: Drafts) -> Archives:
+        paths, settings, operations = self._paths, self._settings, self._operations
+        oci = OciImports(paths, operations, bundle, drafts, admission, settings.import_max_mib * MIB)
+        archives = Archives(paths, settings, operations, bundle, admission, oci.import_image)
+        await archives.sweep()
+        return archives
 
     async def _builds(
         self, lifecycle: Lifecycle, monitor: Monitor, bundle: RuntimeBundle, admission: Admission, drafts: Drafts
