@@ -106,7 +106,7 @@ def test_a_registered_image_is_verified_where_its_files_lie(paths: Paths, tmp_pa
     assert faults(paths) == {"kernel": f"{kernel} is gone"}
     with pytest.raises(BangerError) as caught:
         verify(paths)
-    assert "register it again" in caught.value.hint
+    assert "`banger image register debian` looks at its files again" in caught.value.hint
 
 
 def _damage(path: Path, change: Callable[[bytes], bytes]) -> None:

@@ -210,7 +210,7 @@ def test_a_registered_image_whose_files_are_not_what_they_were_says_so(bench: Be
     root.write_bytes(b"toor")
     with pytest.raises(Invalid, match=f"{root} was changed after it was registered") as caught:
         bench.catalogue.show("mine")
-    assert "register it again" in caught.value.hint
+    assert "looks at its files again" in caught.value.hint
     root.write_bytes(b"longer")
     with pytest.raises(Invalid, match="has 6 bytes, and had 4"):
         bench.catalogue.show("mine")
