@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from banger.jobs.output import OutputGate
 from banger.model.errors import BangerError, Busy, Cancelled, Internal, Timeout
 from banger.model.names import new_id
 from banger.model.operation import Event, EventKind, Operation, OperationState
+from banger.model.text import harmless
 from banger.store.operations import OperationStore
 
 PROGRESS_EVERY_S = 0.25
@@ -31,6 +33,7 @@ class Job:
         self._emit = emit
         self._release = release
         self._last_progress = 0.0
+        self._output = OutputGate(lambda data: emit(EventKind.OUTPUT, data))
         self._undo = AsyncExitStack()
 
     @asynccontextmanager
@@ -48,6 +51,7 @@ class Job:
                 raise
             raise Timeout(f"the stage {name!r} took longer than {deadline_s:g} s") from error
         finally:
+            self._output.flush()
             self._emit(EventKind.STAGE_END, {"stage": name, "seconds": time.monotonic() - begun, "ok": ok})
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
@@ -61,6 +65,10 @@ class Job:
         """One line for the person who watches."""
         self._emit(EventKind.NOTE, {"text": text})
 
+    def output(self, text: str) -> None:
+        """One line that a program of the present stage has printed; a flood of them is thinned."""
+        self._output.line(harmless(text))
+
     def release(self, target: str) -> None:
         """Let others work on a target that this operation holds, and needs no more, nor to undo anything."""
         self._release(target)
@@ -73,6 +81,10 @@ class Job:
             await action()
 
         self._undo.push_async_callback(step)
+
+    def keep(self) -> None:
+        """What was made so far stays, whatever comes."""
+        self._undo.pop_all()
 
     async def run(self, work: Work) -> Any:
         """Run the work; on failure or cancellation unwind the undo stack before the error goes on."""

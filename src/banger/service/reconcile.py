@@ -43,8 +43,9 @@ class Reconciler:
         work_disk = self._paths.vm(vm.id).work_disk
         if work_disk.exists():
             reclaim(work_disk)  # a program that was ended with the daemon before had it
-        if vm.state in (VmState.CREATING, VmState.DELETING):
-            log.warning("vm %s: was %s when the daemon ended; removing it", vm.name, vm.state)
+        if vm.build or vm.state in (VmState.CREATING, VmState.DELETING):
+            was = f"building the image {vm.build}" if vm.build else vm.state
+            log.warning("vm %s: was %s when the daemon ended; removing it", vm.name, was)
             await self._lifecycle.end_engine(vm)
             if await self._keep(vm):
                 await self._lifecycle.remove_files(vm)

@@ -1,4 +1,4 @@
-"""A qcow2 over its image, written out as one raw disk."""
+"""What a machine sees of its root disk, written out as one raw disk."""
 
 import re
 from pathlib import Path
@@ -13,22 +13,26 @@ _CONVERT_S = 3600.0
 _PERCENT = re.compile(rb"\((\d+)(?:\.\d+)?/100%\)")
 
 
-async def flatten(overlay: Path, base: Path, target: Path, size: int, progress: Progress) -> None:
-    """Make `target` with what a guest sees of its disk `overlay` over the raw file `base`; holes stay holes.
+async def flatten(disk: Path, base: Path | None, target: Path, size: int, progress: Progress) -> None:
+    """Make `target` with what a guest sees of its disk: a qcow2 over the raw file `base`, or without one a raw device.
 
-    Nothing is probed, and nothing opened but what is named here, whatever the overlay's header says. `size` in bytes is
-    what progress is told of. Cancelling ends it, and `target` is there then. Raises `CommandFailed`, `Timeout`.
+    Holes stay holes. Nothing is probed, and nothing opened but what is named here, whatever an overlay's header says.
+    `size` in bytes is what progress is told of. Cancelling ends it, and `target` is there then. Raises `CommandFailed`,
+    `Timeout`.
     """
 
     def heard(piece: bytes) -> None:
         if percents := _PERCENT.findall(piece):
             progress.progress(size * int(percents[-1]) // 100, size, "bytes")
 
-    source = {
-        "driver": "qcow2",
-        "file": {"driver": "file", "filename": str(overlay)},
-        "backing": {"driver": "raw", "file": {"driver": "file", "filename": str(base)}},
-    }
+    if base is None:
+        source: dict[str, object] = {"driver": "raw", "file": {"driver": "host_device", "filename": str(disk)}}
+    else:
+        source = {
+            "driver": "qcow2",
+            "file": {"driver": "file", "filename": str(disk)},
+            "backing": {"driver": "raw", "file": {"driver": "file", "filename": str(base)}},
+        }
     target.touch(0o600, exist_ok=False)
     argv = [find_program("qemu-img", package="qemu-utils"), "convert", "-p", "-O", "raw"]
     words = [*argv, f"json:{msgspec.json.encode(source).decode()}", str(target)]

@@ -7,6 +7,8 @@ from banger.model.catalogue import ImageDocument, PruneSpec, RenameSpec
 from banger.model.commit import CommitSpec
 from banger.model.image import BootstrapSpec, ExportSpec, ImportSpec
 from banger.model.operation import Operation
+from banger.model.recipe import BuildSpec
+from banger.model.registration import PromoteSpec, RegisterSpec
 
 
 class Images(Controller):
@@ -36,6 +38,18 @@ class Images(Controller):
     @post("/bootstrap", status_code=202, summary="Build a distribution's image from its packages")
     async def bootstrap_image(self, data: BootstrapSpec, services: Services) -> Operation:
         return services.images.bootstrap(data)
+
+    @post("/register", status_code=202, summary="Make an image of files that stay where they are")
+    async def register_image(self, data: RegisterSpec, services: Services) -> Operation:
+        return services.registration.register(data)
+
+    @post("/{name:str}/promote", status_code=202, summary="Copy the files of a registered image in")
+    async def promote_image(self, name: str, data: PromoteSpec, services: Services) -> Operation:
+        return services.registration.promote(name, data)
+
+    @post("/build", status_code=202, summary="Build an image from another, by a recipe")
+    async def build_image(self, data: BuildSpec, services: Services) -> Operation:
+        return services.builds.build(data)
 
     @post("/commit", status_code=202, summary="Make an image of a VM's root")
     async def commit_image(self, data: CommitSpec, services: Services) -> Operation:
