@@ -79,15 +79,30 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 class BootstrapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /images/bootstrap`; `mirror` None means the packages' source that this host uses.
+    """The body of `POST /images/bootstrap`.
 
-    opencode  the image gets the opencode program and its service
+    name      None: the distribution's name, or DISTRO-minimal
+    mirror    where packages come from; None: where this host gets its own
+    minimal   without the dev baseline
+    opencode  the image gets the opencode program and its service; None: unless it is minimal
+    offline   what earlier bootstraps left in the cache must do: no network is used
     """
 
     distro: Literal["debian"]
-    name: str = "debian"
+    name: str | None = None
     mirror: str | None = None
-    opencode: bool = True
+    minimal: bool = False
+    opencode: bool | None = None
+    offline: bool = False
+
+    @property
+    def image(self) -> str:
+        """What the image will be called."""
+        return self.name or (f"{self.distro}-minimal" if self.minimal else self.distro)
+
+    @property
+    def with_opencode(self) -> bool:
+        return not self.minimal if self.opencode is None else self.opencode
 
 
 class ExportSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -118,8 +133,25 @@ class ImportSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     path   absolute, of an archive, a pipe that gives one, or a directory with an OCI layout
     name   what the image shall be called; None: as it was called where it was exported
     check  only look whether the archive is whole and sound; the result is a `Verified`
+    oci    for an OCI layout or a docker archive
     """
 
     path: str
     name: str | None = None
     check: bool = False
+    oci: "OciOptions | None" = None
+
+
+class OciOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an OCI image becomes a machine's.
+
+    tag          which image of several, by tag or digest
+    kernel_from  the image whose kernel its machines get; None: the newest of Debian that is managed
+    size_bytes   of the root disk; None: 4 GiB, or more where that is needed
+    install      packages that a machine needs are installed, by the image's own programs
+    """
+
+    tag: str = ""
+    kernel_from: str | None = None
+    size_bytes: int | None = None
+    install: bool = True

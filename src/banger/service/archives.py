@@ -23,7 +23,7 @@ from banger.images.embedded_key import exchange_key
 from banger.images.homes import ROOT_HOME, SEED_HOME
 from banger.images.locks import image_in_use
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import Conflict, HostRequirement, Invalid, Unsupported
+from banger.model.errors import Conflict, HostRequirement, Invalid
 from banger.model.image import WORK_SEED, Exported, ExportSpec, Image, ImagePart, ImportSpec, Verified
 from banger.model.names import validate_name
 from banger.model.operation import Operation
@@ -44,16 +44,23 @@ _FILESYSTEMS = {"root": ROOT_HOME, WORK_SEED: SEED_HOME}  # and where in them ro
 
 
 class Archives:
-    """Exports and imports."""
+    """Exports and imports; `others` begins the import of an archive that is not banger's."""
 
     def __init__(
-        self, paths: Paths, settings: Settings, operations: Operations, bundle: RuntimeBundle, admission: Admission
+        self,
+        paths: Paths,
+        settings: Settings,
+        operations: Operations,
+        bundle: RuntimeBundle,
+        admission: Admission,
+        others: Callable[[ImportSpec], Operation],
     ) -> None:
         self._paths = paths
         self._largest = settings.import_max_mib * MIB
         self._operations = operations
         self._bundle = bundle
         self._admission = admission
+        self._others = others
 
     def export_image(self, name: str, spec: ExportSpec) -> Operation:
         """Begin `image.export`. Raises `NotFound`, `Conflict` when the file is there, `Invalid`."""
@@ -70,9 +77,10 @@ class Archives:
             raise Invalid(f"{path} is not absolute")
         if spec.name is not None:
             self._check_free(spec.name)
-        pipe = path.exists() and not (path.is_file() or path.is_dir())
-        if not pipe and (kind := kind_of(path)) != "banger":
-            raise Unsupported(f"{path} is an archive of another kind ({kind})")
+        if (path.is_file() or path.is_dir()) and kind_of(path) != "banger":
+            return self._others(spec)
+        if spec.oci is not None:
+            raise Invalid(f"{path} is an archive of banger's own", hint="leave out what is for OCI images only")
         return self._operations.begin("image.import", f"archive/{path}", lambda job: self._import(job, path, spec))
 
     async def sweep(self) -> None:

@@ -410,6 +410,7 @@ class VmService:
             uptime_s=round(time.time() - vm.started_at, 1) if vm.started_at else None,
             health=self._monitor.status(vm),
             opencode=vm.opencode,
+            build=vm.build,
             problem=vm.problem,
             engine_pid=vm.process.pid if vm.process else None,
             vsock_socket=str(paths.vsock_socket),

@@ -14,7 +14,7 @@ from banger.images import catalog
 from banger.images.archive_manifest import FILES
 from banger.images.archive_parts import unpacking
 from banger.images.verify import verify_image
-from banger.jobs.operations import Operations
+from banger.jobs.operations import Job, Operations
 from banger.model.capacity import Filesystem
 from banger.model.errors import BangerError, Busy, Conflict, HostRequirement, Invalid, NotFound, from_dict
 from banger.model.image import WORK_SEED, ExportSpec, Image, ImportSpec
@@ -37,6 +37,10 @@ THEIRS = key("T")
 LIMIT_S = 60.0
 
 
+async def _nothing(job: Job) -> None:
+    """What an import of somebody else's archive does here."""
+
+
 class World:
     """A daemon's objects, as far as archives need them, with a key of their own."""
 
@@ -48,7 +52,12 @@ class World:
         self.operations = Operations(store)
         self.bundle = RuntimeBundle(self.paths, Settings())
         room = Admission(self.paths, Settings(), lambda path: Filesystem(total=200 * GIB, used=0, free=self.free))
-        self.archives = Archives(self.paths, Settings(), self.operations, self.bundle, room)
+        self.given_on: list[ImportSpec] = []
+        self.archives = Archives(self.paths, Settings(), self.operations, self.bundle, room, self._give_on)
+
+    def _give_on(self, spec: ImportSpec) -> Operation:
+        self.given_on.append(spec)
+        return self.operations.begin("image.import", "archive/other", _nothing)
 
     async def ended(self, operation: Operation) -> Operation:
         return await self.operations.wait(operation.id)

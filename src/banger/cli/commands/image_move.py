@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from banger.cli.connect import client
-from banger.cli.operating import add_detach
+from banger.cli.operating import add_detach, followed, run_operation
 from banger.cli.parser import Verbs
 from banger.model.errors import Invalid
 
@@ -27,19 +27,22 @@ def register(verbs: Verbs) -> None:
         "import",
         import_image,
         "make an image of an archive, whose every byte is checked first",
-        epilog="An import that was interrupted keeps the parts that were complete; importing the same archive again\n"
-        "goes on with them.",
+        epilog="FILE may also be an OCI layout (a directory, or a tar of it) or what `docker save` writes.\n"
+        "An interrupted import of banger's own archive keeps the parts that were complete; importing it again goes on\n"
+        "with them.",
     )
     verb.add_argument("file", metavar="FILE", help="what `banger image export` wrote; - is standard input")
     verb.add_argument("--name", metavar="NEW", help="the image's name here (default: as it was called there)")
     verb.add_argument("--check", action="store_true", help="only look whether the archive is whole and sound")
+    oci = verb.add_argument_group("for OCI and docker images")
+    oci.add_argument("--tag", metavar="TAG", default="", help="which of several images, by tag or digest")
+    oci.add_argument("--kernel-from", metavar="IMAGE", help="whose kernel it gets (default: the newest of Debian)")
+    oci.add_argument("--size", metavar="SIZE", help="of the root disk (default: 4G, or more where needed)")
+    oci.add_argument("--no-install", action="store_true", help="run nothing of the image here; refuse what is missing")
     add_detach(verb)
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_operation
     from banger.model.sizes import show_size
 
     stream = arguments.output == "-"
@@ -51,39 +54,31 @@ def export(arguments: argparse.Namespace) -> int:
         path = f"/proc/{os.getpid()}/fd/{sys.stdout.fileno()}"
     else:
         path = str(Path.cwd() / (arguments.output or f"{arguments.name}.banger.tar.zst"))
-    connection = client()
-    operation = connection.export_image(arguments.name, {"path": path, "force": arguments.force, "stream": stream})
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    elif not stream:
-        done = operation.result
-        print(f"{done['path']}: {show_size(done['bytes'])}, {show_size(done['image_bytes'])} before compression")
+    spec = {"path": path, "force": arguments.force, "stream": stream}
+    done = followed(arguments, client().export_image(arguments.name, spec))
+    if done is not None and not stream:
+        made = done.result
+        print(f"{made['path']}: {show_size(made['bytes'])}, {show_size(made['image_bytes'])} before compression")
     return 0
 
 
 def import_image(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_image, print_operation, print_verified
+    from banger.cli.show import print_image, print_verified
 
-    path = _path(arguments)
-    connection = client()
-    operation = connection.import_image({"path": path, "name": arguments.name, "check": arguments.check})
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    elif arguments.check:
-        print_verified(operation.result)
-    else:
-        print_image(operation.result)
-    return 0
+    spec = {"path": _path(arguments), "name": arguments.name, "check": arguments.check, "oci": _oci(arguments)}
+    show = print_verified if arguments.check else print_image
+    return run_operation(arguments, client().import_image(spec), show)
+
+
+def _oci(arguments: argparse.Namespace) -> dict[str, object] | None:
+    """What is only for OCI images; None when nothing of it was said."""
+    from banger.model.sizes import parse_size
+
+    if not (arguments.tag or arguments.kernel_from or arguments.size or arguments.no_install):
+        return None
+    size = parse_size(arguments.size, "the root disk", unit="M") if arguments.size else None
+    install = not arguments.no_install
+    return {"tag": arguments.tag, "kernel_from": arguments.kernel_from, "size_bytes": size, "install": install}
 
 
 def _path(arguments: argparse.Namespace) -> str:
