@@ -22,6 +22,7 @@ _COMMON = {
     "sshd.conf": "etc/ssh/sshd_config.d/banger.conf",
 }
 _SETTINGS = {
+    "etc/default/locale": b"LANG=C.UTF-8\n",
     "etc/hostname": b"banger\n",
     "etc/hosts": b"127.0.0.1\tlocalhost\n127.0.1.1\tbanger\n::1\tlocalhost ip6-localhost ip6-loopback\n",
     "etc/fstab": b"# The initramfs has mounted the root: nothing is left to mount or check.\n",

@@ -26,20 +26,24 @@ def require_root() -> None:
         raise HostRequirement("making an image needs root", hint="run the daemon as root: sudo banger daemon run")
 
 
-def _prefix() -> list[str]:
+def _prefix(network: bool) -> list[str]:
     return [
         find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL", "--",
         find_program("unshare", package="util-linux"), "--mount", "--pid", "--fork", "--kill-child",
-        "--mount-proc", "--",
+        *([] if network else ["--net"]), "--mount-proc", "--",
     ]  # fmt: skip
 
 
-async def run_confined(argv: Sequence[str], *, timeout: float, on_line: Callable[[str], None]) -> None:
+async def run_confined(
+    argv: Sequence[str], *, timeout: float, on_line: Callable[[str], None], network: bool = True
+) -> None:
     """Run to the end, giving each line of output to `on_line`. Raises `CommandFailed` with the last lines, `Timeout`.
 
-    On failure, timeout and cancellation this returns only when every process is gone.
+    On failure, timeout and cancellation this returns only when every process is gone. Without `network` there is
+    none, not even a loopback.
     """
-    child = await spawn([*_prefix(), *argv], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd="/")
+    words = [*_prefix(network), *argv]
+    child = await spawn(words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd="/")
     kept: deque[str] = deque(maxlen=_KEPT_LINES)
     try:
         async with asyncio.timeout(timeout):

@@ -3,26 +3,30 @@
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from banger.images import opencode
 from banger.images.apt_sources import host_sources, mirror_source
+from banger.images.baseline import baseline
+from banger.images.boot import BOOT_ARGS
 from banger.images.catalog import check_free, publish, workspace
 from banger.images.confine import require_root, run_confined
 from banger.images.draft import Draft, describe
 from banger.images.kernel_package import KernelPackage, install_kernel
 from banger.images.manifest import in_order, write_manifest
 from banger.images.mmdebstrap import Recipe, install
+from banger.images.package_cache import PackageCache, PackageLists
 from banger.images.rootfs import Seed, check_root, clean, installed_packages, plant
 from banger.images.work_seed import make_work_seed
 from banger.model.errors import HostRequirement, Invalid
 from banger.model.image import INIT_VERSION, Image
 from banger.model.progress import Progress
+from banger.model.vm import OPENCODE_MEMORY_MIB
 from banger.paths import ImagePaths, Paths
 from banger.system.ext4 import check_ext4, make_ext4
-from banger.system.files import in_thread
+from banger.system.files import in_thread, path_in_root
 from banger.system.process import find_program
 
 SUITE, RELEASE = "bookworm", "12"
@@ -42,14 +46,10 @@ PACKAGES = (
 )
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "dpkg-deb": "dpkg",
             "depmod": "kmod", "chroot": "coreutils", "unshare": "util-linux", "setpriv": "util-linux"}  # fmt: skip
-# The disk and the console; then what an emulated PC would make the kernel probe or test for nothing:
-# PS/2 ports, the timer's interrupt, more serial ports, crypto self-tests. The console log stays plain text.
-BOOT_ARGS = (
-    "console=ttyS0 root=/dev/vda rootfstype=ext4 rw panic=-1 reboot=k loglevel=4 "
-    "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd 8250.nr_uarts=1 "
-    "random.trust_cpu=on tsc=reliable no_timer_check cryptomgr.notests mitigations=off SYSTEMD_COLORS=0"
-)
-_FREE_BYTES = 2 * 1024**3
+MEMORY_MIB = 128  # measured: the least with which a machine of this image gets healthy
+# what the baseline calls otherwise than people do: the link, and what it leads to where that is there
+_ALIASES = {"/usr/local/bin/fd": "/usr/bin/fdfind"}
+_FREE_BYTES = 4 * 1024**3
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
 
@@ -57,9 +57,10 @@ _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 class DebianRequest:
     """What to make; `root_bytes` is the root disk's size.
 
-    `mirror` None means the host's own mirrors when it runs the same Debian, else mmdebstrap's default. `opencode`
-    is installed if asked for, from `npm_registry` or where this host gets npm packages; its service is the seed's.
-    `seed_key` is the fingerprint of the SSH key that the seed puts into root's home, empty when it puts none.
+    `mirror` None means the host's own mirrors when it runs the same Debian, else mmdebstrap's default. `minimal` is
+    without the dev baseline. `opencode` is installed if asked for, from `npm_registry` or where this host gets npm
+    packages; its service is the seed's. `seed_key` is the fingerprint of the SSH key that the seed puts into root's
+    home, empty when it puts none. `offline`: what the cache has must do, and nobody is asked.
     """
 
     name: str
@@ -68,22 +69,24 @@ class DebianRequest:
     mirror: str | None = None
     root_bytes: int = ROOT_BYTES
     extra_packages: tuple[str, ...] = ()
+    minimal: bool = False
     opencode: bool = False
     npm_registry: str | None = None
+    offline: bool = False
 
 
-def package_cache(paths: Paths) -> Path:
-    """Where downloaded packages are kept between runs."""
-    return paths.cache / "debian" / SUITE
+def package_cache(paths: Paths) -> PackageCache:
+    """Where downloaded packages and package lists are kept between runs."""
+    return PackageCache(paths.cache / "debian" / SUITE)
 
 
 async def bootstrap(paths: Paths, request: DebianRequest, progress: Progress) -> Image:
     """Make and publish the image. After a failure or a cancellation nothing is left but the package cache.
 
-    Raises `HostRequirement` (not root, programs, space, no npm registry), `Conflict` (the name is taken),
+    Raises `HostRequirement` (not root, programs, space, no npm registry, an empty cache), `Conflict` (a name),
     `CommandFailed`, `Timeout`, `Invalid` (a bad mirror, registry, seed, kernel or package).
     """
-    recipe = _recipe(request)
+    recipe = recipe_of(request)
     _check_host(paths, request)
     # before the packages, which take a minute, as it may find that nobody knows a registry
     program = await _locate_opencode(paths, request)
@@ -91,7 +94,8 @@ async def bootstrap(paths: Paths, request: DebianRequest, progress: Progress) ->
         root, out = work / "root", ImagePaths(work / "image")
         out.directory.mkdir(mode=0o700)
         async with progress.stage("packages", deadline_s=1800):
-            await install(recipe, root, work / "kernel", package_cache(paths), progress)
+            cache = package_cache(paths)
+            lists = await install(recipe, root, work / "kernel", cache, progress, offline=request.offline)
         if program is not None:
             async with progress.stage("opencode", deadline_s=opencode.DOWNLOAD_S):
                 await opencode.fetch(program, progress)
@@ -110,7 +114,7 @@ async def bootstrap(paths: Paths, request: DebianRequest, progress: Progress) ->
             await check_ext4(out.root)
             await check_ext4(out.work_seed)
         async with progress.stage("publish", deadline_s=300):
-            image = await in_thread(_describe, request, recipe, kernel, out, packages)
+            image = await in_thread(_describe, request, _origin(recipe, lists), kernel, out, packages)
             await in_thread(publish, paths, image, out.directory)
     return image
 
@@ -127,18 +131,21 @@ def _check_host(paths: Paths, request: DebianRequest) -> None:
         )
 
 
-def _recipe(request: DebianRequest) -> Recipe:
+def recipe_of(request: DebianRequest) -> Recipe:
+    """What mmdebstrap shall install. Raises `Invalid` (a package, the mirror)."""
     for package in request.extra_packages:
         if not _PACKAGE_NAME.fullmatch(package):
             raise Invalid(f"{package!r} is not a package name", hint="give Debian package names, such as git")
     sources = mirror_source(request.mirror, SUITE) if request.mirror else host_sources(SUITE)
-    return Recipe(SUITE, sources, (*PACKAGES, *request.extra_packages), KERNELS)
+    wanted = [*PACKAGES, *(() if request.minimal else baseline("debian")), *request.extra_packages]
+    return Recipe(SUITE, sources, list(dict.fromkeys(wanted)), KERNELS)
 
 
 async def _locate_opencode(paths: Paths, request: DebianRequest) -> opencode.Package | None:
     if not request.opencode:
         return None
-    return await opencode.locate(opencode.BUILDS["glibc"], paths.downloads, request.npm_registry)
+    build = opencode.BUILDS["glibc"]
+    return await opencode.locate(build, paths.downloads, request.npm_registry, offline=request.offline)
 
 
 async def _seed(root: Path, seed: Seed, others: Sequence[Mapping[str, str]], out: ImagePaths) -> int:
@@ -147,7 +154,7 @@ async def _seed(root: Path, seed: Seed, others: Sequence[Mapping[str, str]], out
     `others` are packages that dpkg does not know of.
     """
     await in_thread(clean, root)
-    await in_thread(plant, root, seed)
+    await in_thread(plant, root, _with_aliases(root, seed))
     if seed.compile_dirs:
         chroot = find_program("chroot", package="coreutils")
         python = ["/usr/bin/python3", "-m", "compileall", "-q", "--invalidation-mode", "timestamp"]
@@ -158,7 +165,17 @@ async def _seed(root: Path, seed: Seed, others: Sequence[Mapping[str, str]], out
     return len(packages)
 
 
-def _describe(request: DebianRequest, recipe: Recipe, kernel: KernelPackage, out: ImagePaths, packages: int) -> Image:
+def _with_aliases(root: Path, seed: Seed) -> Seed:
+    found = {link: target for link, target in _ALIASES.items() if path_in_root(root, target).exists()}
+    return replace(seed, symlinks=found | dict(seed.symlinks))
+
+
+def _origin(recipe: Recipe, lists: PackageLists | None) -> str:
+    sources = "; ".join(recipe.sources) or f"mmdebstrap {recipe.suite}"
+    return f"{sources}; package lists of {lists.day}" if lists is not None else sources
+
+
+def _describe(request: DebianRequest, origin: str, kernel: KernelPackage, out: ImagePaths, packages: int) -> Image:
     image = Image(
         name=request.name,
         distro="debian",
@@ -168,9 +185,10 @@ def _describe(request: DebianRequest, recipe: Recipe, kernel: KernelPackage, out
         parts={},
         packages=0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        origin="; ".join(recipe.sources) or f"mmdebstrap {recipe.suite}",
+        origin=origin,
         needs_acpi=kernel.config.needs_acpi,
         has_opencode=request.opencode,
         init_version=INIT_VERSION,
+        memory_mib=OPENCODE_MEMORY_MIB if request.opencode else MEMORY_MIB,
     )
     return describe(Draft(out.directory, image), packages=packages, seed_key=request.seed_key)

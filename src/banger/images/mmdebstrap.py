@@ -3,15 +3,17 @@
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from banger.images.confine import run_confined
-from banger.model.errors import CommandFailed
+from banger.images.package_cache import PackageCache, PackageLists
+from banger.images.rootfs import installed_packages
+from banger.model.errors import CommandFailed, HostRequirement
 from banger.model.progress import Progress
-from banger.system.files import in_thread
+from banger.system.files import in_thread, remove_tree
 from banger.system.process import find_program
 
 DEADLINE_S = 1800.0
@@ -29,9 +31,18 @@ _DPKG = (
     "path-exclude=/usr/share/lintian/*",
     "path-exclude=/usr/share/linda/*",
 )
+# without a network each try would only wait
+_OFFLINE_FILE = "etc/apt/apt.conf.d/00offline"
+_OFFLINE = ('Acquire::Retries "0";',)
 _APT = ('Acquire::Languages "none"', 'APT::Install-Recommends "false"')
 _FETCHED = re.compile(r"^Get:(\d+) ")
 _CONFIGURED = re.compile(r"^Setting up (\S+)")
+_FAILED = re.compile(r"^E: Failed to fetch (\S+)\s+(.*)$")
+_UNREACHABLE = re.compile(
+    r"Temporary failure resolving|Could not resolve|Something wicked happened resolving|Could not connect"
+    r"|Cannot initiate the connection|Unable to connect|Connection (?:failed|timed out|refused|reset)"
+    r"|Network is unreachable|No route to host|^50[234] "
+)
 _STEP = re.compile(r"^I: ((?:running apt-get|downloading|extracting|installing) .+)$")
 
 
@@ -45,14 +56,14 @@ class Recipe:
     kernels: Sequence[str]
 
 
-def command(recipe: Recipe, root: Path, kernel_out: Path, hook: Path) -> list[str]:
-    """The argv; `kernel_out` receives the kernel's .deb."""
+def command(recipe: Recipe, root: Path, kernel_out: Path, hook: Path, *, offline: bool = False) -> list[str]:
+    """The argv; `kernel_out` receives the kernel's .deb. `offline`: with the lists that are in the root."""
     call = ["sh", str(hook)]
     words = [shlex.join(call), '"$1"', shlex.join([str(kernel_out), *recipe.kernels])]
     argv = [find_program("mmdebstrap", package="mmdebstrap"), "--verbose", "--mode=root", "--format=directory"]
     argv += ["--variant=minbase", f"--include={','.join(recipe.packages)}"]
-    # the archives are taken to the cache afterwards, by us
-    argv += ["--skip=check/empty,essential/unlink,cleanup/apt/cache"]
+    # archives and lists are taken to the cache afterwards, by us
+    argv += [f"--skip=check/empty,essential/unlink,cleanup/apt{',update' if offline else ''}"]
     argv += [f"--aptopt={option}" for option in _APT]
     argv += [f"--customize-hook={' '.join(words)}", recipe.suite, str(root), *recipe.sources]
     return argv
@@ -75,27 +86,102 @@ class _Reporter:
             self._progress.progress(self._configured, None, "packages")
 
 
-async def install(recipe: Recipe, root: Path, kernel_out: Path, cache: Path, progress: Progress) -> None:
+async def install(
+    recipe: Recipe, root: Path, kernel_out: Path, cache: PackageCache, progress: Progress, *, offline: bool = False
+) -> PackageLists | None:
     """Make `root` and put the kernel's .deb in `kernel_out`; both are created. The caller removes them on failure.
 
-    Raises `CommandFailed` with the last lines of output, `Timeout`.
+    The cache's lists serve when the mirror cannot be reached, and when nobody shall try (`offline`); they are
+    returned then. Raises `CommandFailed` with the last lines of output, `HostRequirement` (no such lists), `Timeout`.
     """
-    kernel_out.mkdir()
-    archives = root / "var/cache/apt/archives"
-    await in_thread(_prefill, cache, archives, root)
-    with as_file(files("banger.images").joinpath("files/kernel-hook.sh")) as hook:
+    lists = await cache.lists(recipe.sources)
+    if not offline:
         try:
-            argv = command(recipe, root, kernel_out, hook)
-            await run_confined(argv, timeout=DEADLINE_S, on_line=_Reporter(progress).line)
+            await _attempt(recipe, root, kernel_out, cache, lists, progress)
+            return None
         except CommandFailed as error:
-            raise _explain(error) from error
-    await in_thread(_keep, archives, kernel_out, cache)
+            if lists is None or not mirror_unreachable(_output(error)):
+                raise _explain(error) from error
+        progress.note(f"the mirror cannot be reached: using the package lists of {lists.day} from the cache")
+        await remove_tree(root)
+        await remove_tree(kernel_out)
+    elif lists is None:
+        raise HostRequirement(
+            "the cache has no package lists of this mirror", hint="do it once without --offline, with a network"
+        )
+    else:
+        progress.note(f"using the package lists of {lists.day} from the cache")
+    if lists.expired:
+        progress.note(f"they expired on {lists.expired}: the mirror may have had security updates since")
+    try:
+        await _attempt(recipe, root, kernel_out, cache, lists, progress, offline=True)
+    except CommandFailed as error:
+        raise _missing(error) from error
+    return lists
+
+
+async def _attempt(
+    recipe: Recipe,
+    root: Path,
+    kernel_out: Path,
+    cache: PackageCache,
+    lists: PackageLists | None,
+    progress: Progress,
+    *,
+    offline: bool = False,
+) -> None:
+    """Once, with the mirror or without any network."""
+    kernel_out.mkdir()
+    await in_thread(_begin, root, offline)
+    filled = await cache.fill(root, lists)
+    with as_file(files("banger.images").joinpath("files/kernel-hook.sh")) as hook:
+        argv = command(recipe, root, kernel_out, hook, offline=offline)
+        await run_confined(argv, timeout=DEADLINE_S, on_line=_Reporter(progress).line, network=not offline)
+    (root / _OFFLINE_FILE).unlink(missing_ok=True)
+    needed = {archive_name(package) for package in await in_thread(installed_packages, root)}
+    kernel = list(kernel_out.glob("*.deb"))
+    sources = None if offline else recipe.sources
+    await cache.keep(root, kernel, sources, filled - needed - {package.name for package in kernel})
     await in_thread(drop_documents, root)
+
+
+def archive_name(package: Mapping[str, str]) -> str:
+    """What apt calls a package's file: colons of epochs, and underscores, are written as in URLs."""
+    words = (package["name"], package["version"], package["arch"])
+    return "_".join(word.replace(":", "%3a").replace("_", "%5f") for word in words) + ".deb"
+
+
+def _output(error: CommandFailed) -> list[str]:
+    return str(error.details.get("stderr", "")).splitlines()
+
+
+def mirror_unreachable(lines: Sequence[str]) -> bool:
+    """Whether the lists could not be fetched, all for the one reason that nobody answered.
+
+    A mirror that answers, but with a bad signature or without the suite, is not to be passed over.
+    """
+    failed = [match for line in lines if (match := _FAILED.match(line))]
+    return bool(failed) and all(
+        match[1].endswith("Release") and _UNREACHABLE.search(match[2]) is not None for match in failed
+    )
+
+
+def _missing(error: CommandFailed) -> CommandFailed:
+    """The same error of a bootstrap without a mirror: which packages the cache has not."""
+    failed = [match[1].rpartition("/")[2] for line in _output(error) if (match := _FAILED.match(line))]
+    if not failed:
+        return _explain(error)
+    others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return CommandFailed(
+        f"the cache has not all packages: {failed[0]}{others} would have to be fetched",
+        hint="do it once with a network; the cache then has what this image needs",
+        details=error.details,
+    )
 
 
 def _explain(error: CommandFailed) -> CommandFailed:
     """The same error with its first true error line, and with the step that helps when a mirror is the cause."""
-    lines = str(error.details.get("stderr", "")).splitlines()
+    lines = _output(error)
     causes = [line[3:] for line in lines if line.startswith("E: ") and "mmdebstrap" not in line]
     text = " ".join(lines)
     unreachable = "Failed to fetch" in text or "Could not resolve" in text or "Unable to locate" in text
@@ -105,43 +191,15 @@ def _explain(error: CommandFailed) -> CommandFailed:
     )
 
 
-def _prefill(cache: Path, archives: Path, root: Path) -> None:
-    """Begin the root: dpkg's settings, and copies of the cached packages; not links, as what runs there may write."""
-    archives.mkdir(parents=True)
+def _begin(root: Path, offline: bool) -> None:
+    """Begin the root: the settings of dpkg, and of an apt that has no network."""
+    root.mkdir()
     root.chmod(0o755)
-    settings = root / _DPKG_FILE
-    settings.parent.mkdir(parents=True)
-    settings.write_text("".join(f"{line}\n" for line in _DPKG))
-    for package in _cached(cache):
-        shutil.copy2(package, archives / package.name)
-
-
-def _cached(cache: Path) -> list[Path]:
-    """The cache's packages, if nobody but root can have put them there: apt compares only their size."""
-    try:
-        status = cache.lstat()
-    except FileNotFoundError:
-        return []
-    if cache.is_symlink() or status.st_uid != 0 or status.st_mode & 0o022:
-        return []
-    return [file for file in cache.glob("*.deb") if file.is_file() and not file.is_symlink()]
-
-
-def _keep(archives: Path, kernel_out: Path, cache: Path) -> None:
-    """Let the cache hold the packages of this run and no others, and empty the root's archives."""
-    cache.mkdir(parents=True, mode=0o700, exist_ok=True)
-    fresh = [*archives.glob("*.deb"), *kernel_out.glob("*.deb")]
-    names = {package.name for package in fresh}
-    for stale in cache.glob("*.deb"):
-        if stale.name not in names:
-            stale.unlink()
-    for package in fresh:
-        if not (cache / package.name).exists():
-            partial = cache / f".{package.name}.partial"
-            shutil.copyfile(package, partial)
-            partial.rename(cache / package.name)
-    for package in archives.glob("*.deb"):
-        package.unlink()
+    settings = {_DPKG_FILE: _DPKG} | ({_OFFLINE_FILE: _OFFLINE} if offline else {})
+    for name, lines in settings.items():
+        file = root / name
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(f"{line}\n" for line in lines))
 
 
 def drop_documents(root: Path) -> None:

@@ -69,14 +69,18 @@ class Package:
     url: str | None
 
 
-async def locate(build: Build, downloads: Path, npm_registry: str | None) -> Package:
+async def locate(build: Build, downloads: Path, npm_registry: str | None, *, offline: bool = False) -> Package:
     """Where the package is or will come from. With a sound file in the cache no registry is asked for.
 
-    Raises what `find_registry` does.
+    Raises what `find_registry` does, and `HostRequirement` when it would have to be fetched `offline`.
     """
     file = downloads / build.file_name
     if await in_thread(_is_sound, file, build):
         return Package(build, file, None)
+    if offline:
+        raise HostRequirement(
+            f"opencode {build.version} is not in the cache", hint=_and("do it once without --offline, with a network")
+        )
     registry = await find_registry(npm_registry)
     return Package(build, file, tarball_url(registry, build.package, build.version))
 

@@ -30,6 +30,10 @@ dumb) ;;
     alias ls='ls --color=auto' grep='grep --color=auto'
     ;;
 esac
+# login shells have read it already
+if [ -z "${BASH_COMPLETION_VERSINFO:-}" ] && [ -r /usr/share/bash-completion/bash_completion ]; then
+    . /usr/share/bash-completion/bash_completion
+fi
 """
 
 

@@ -15,12 +15,20 @@ class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Of a registered image, the file may be somebody's elsewhere: an absolute path then, with the time of its last
     change (nanoseconds since the epoch), by which a change is seen without reading it.
+
+    formerly  absolute paths of files with the same content that were this part before: a VM's root disk may name one
     """
 
     file: str
     bytes: int
     sha256: str
     modified_ns: int = 0
+    formerly: tuple[str, ...] = ()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the file is somebody's, and not in the image's directory."""
+        return self.file.startswith("/")
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,15 +79,30 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 class BootstrapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of `POST /images/bootstrap`; `mirror` None means the packages' source that this host uses.
+    """The body of `POST /images/bootstrap`.
 
-    opencode  the image gets the opencode program and its service
+    name      None: the distribution's name, or DISTRO-minimal
+    mirror    where packages come from; None: where this host gets its own
+    minimal   without the dev baseline
+    opencode  the image gets the opencode program and its service; None: unless it is minimal
+    offline   what earlier bootstraps left in the cache must do: no network is used
     """
 
     distro: Literal["debian"]
-    name: str = "debian"
+    name: str | None = None
     mirror: str | None = None
-    opencode: bool = True
+    minimal: bool = False
+    opencode: bool | None = None
+    offline: bool = False
+
+    @property
+    def image(self) -> str:
+        """What the image will be called."""
+        return self.name or (f"{self.distro}-minimal" if self.minimal else self.distro)
+
+    @property
+    def with_opencode(self) -> bool:
+        return not self.minimal if self.opencode is None else self.opencode
 
 
 class ExportSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

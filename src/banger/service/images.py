@@ -25,19 +25,22 @@ class ImageService:
 
     def bootstrap(self, spec: BootstrapSpec) -> Operation:
         """Begin `image.bootstrap`. Raises `Conflict` when an image has the name."""
-        target = f"image/{spec.name}"
+        target = f"image/{spec.image}"
         self._operations.check_free(target)
-        catalog.check_free(self._paths, spec.name)
+        catalog.check_free(self._paths, spec.image)
 
         async def work(job: Job) -> Image:
             key = await self._bundle.key()
             request = DebianRequest(
-                name=spec.name,
-                seed=guest_seed(key.line, self._bundle.agent(), opencode=spec.opencode),
+                name=spec.image,
+                # Debian's own shell files are empty of all that people look for
+                seed=guest_seed(key.line, self._bundle.agent(), opencode=spec.with_opencode, shell_files=True),
                 seed_key=key.fingerprint,
                 mirror=spec.mirror,
-                opencode=spec.opencode,
+                minimal=spec.minimal,
+                opencode=spec.with_opencode,
                 npm_registry=self._npm_registry or None,
+                offline=spec.offline,
             )
             return await bootstrap(self._paths, request, job)
 

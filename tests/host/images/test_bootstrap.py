@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 # Arguments as mmdebstrap gets them: ... SUITE ROOT [SOURCES]; the root is the one below a workspace.
 FAKE = """#!/bin/sh
 for word; do case $word in */.tmp-*/root) root=$word;; esac; done
-mkdir -p "$root/proc" "$root/deep/er"
+mkdir -p "$root/proc" "$root/deep/er" "$root/var/lib/dpkg" "$root/var/lib/apt/lists"
+touch "$root/var/lib/dpkg/status"
 mount -t proc proc "$root/proc"
 setsid sleep 98765 &
 """
@@ -82,7 +83,7 @@ def test_an_unreachable_mirror_is_answered_with_the_option_that_helps(paths: Pat
 
 
 def test_a_root_without_a_kernel_is_refused_and_removed(paths: Paths, fake: Path) -> None:
-    _script(fake, 'mkdir -p "$root/var/cache/apt/archives"\n')
+    _script(fake, "")
     with pytest.raises(BangerError, match="kernel package"):
         _run(paths, Recorder())
     _assert_nothing_left(paths)
@@ -123,7 +124,7 @@ def _with_opencode(paths: Paths, recorder: Recorder, registry: str | None) -> No
 
 
 # a root that is good enough for opencode and has no kernel, which ends the bootstrap right after it
-PACKAGES = 'mkdir -p "$root/var/cache/apt/archives" "$root/usr/local/bin"; umount "$root/proc"\n'
+PACKAGES = 'mkdir -p "$root/usr/local/bin"; umount "$root/proc"\n'
 
 
 def test_opencode_is_put_in_after_the_packages_and_once_fetched_needs_nobody(
@@ -138,6 +139,22 @@ def test_opencode_is_put_in_after_the_packages_and_once_fetched_needs_nobody(
         _assert_nothing_left(paths)
     assert [path for path, _ in registry.asked] == [PATH]
     assert [file.suffix for file in paths.downloads.iterdir()] == [".tgz"]
+
+
+def test_offline_opencode_comes_from_the_cache_or_not_at_all(paths: Paths, fake: Path, registry: Mirror) -> None:
+    _script(fake, PACKAGES)
+    request = DebianRequest(name="debian", seed=Seed(), opencode=True, npm_registry=registry.url, offline=True)
+    recorder = Recorder()
+    with pytest.raises(HostRequirement, match=r"opencode 9\.9\.9 is not in the cache"):
+        asyncio.run(bootstrap(paths, request, recorder))
+    assert registry.asked == []
+    with pytest.raises(BangerError, match="kernel package"):
+        _with_opencode(paths, Recorder(), registry.url)
+    with pytest.raises(BangerError, match="kernel package"):
+        asyncio.run(bootstrap(paths, request, recorder))
+    assert recorder.stages == ["packages", "opencode", "kernel"]
+    assert len(registry.asked) == 1
+    _assert_nothing_left(paths)
 
 
 def test_a_package_with_a_wrong_digest_ends_the_bootstrap(paths: Paths, fake: Path, registry: Mirror) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from banger.images import debian
-from banger.images.debian import BOOT_ARGS, DebianRequest, bootstrap
-from banger.images.mmdebstrap import Recipe, command, drop_documents
+from banger.images.boot import BOOT_ARGS
+from banger.images.debian import DebianRequest, bootstrap
+from banger.images.mmdebstrap import Recipe, archive_name, command, drop_documents, mirror_unreachable
 from banger.images.rootfs import Seed
 from banger.model.errors import HostRequirement, Invalid
 from banger.paths import Paths
@@ -28,6 +29,46 @@ def test_the_hook_survives_a_path_with_spaces_and_quotes(monkeypatch: pytest.Mon
     assert hook == """--customize-hook=sh '/a b/hook.sh' "$1" '/it'"'"'s here/k' linux-a"""
     assert argv[-3:] == ["bookworm", "/r", "deb http://mirror.example/ bookworm main"]
     assert "--include=bash,dbus" in argv
+
+
+def test_offline_the_lists_in_the_root_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("banger.images.mmdebstrap.find_program", lambda name, package: f"/usr/bin/{name}")
+    recipe = Recipe("bookworm", [], ["bash"], ["linux-a"])
+    skipped = {}
+    for offline in (False, True):
+        argv = command(recipe, Path("/r"), Path("/k"), Path("/hook.sh"), offline=offline)
+        (skip,) = [word for word in argv if word.startswith("--skip=")]
+        skipped[offline] = set(skip.removeprefix("--skip=").split(","))
+    assert skipped[True] - skipped[False] == {"update"}
+    assert "check/empty" in skipped[False]
+
+
+RELEASE = "E: Failed to fetch http://m/dists/bookworm/InRelease  "
+PACKAGE = "E: Failed to fetch http://m/pool/a_1_all.deb  "
+
+
+@pytest.mark.parametrize(
+    ("lines", "unreachable"),
+    [
+        ([RELEASE + "Temporary failure resolving 'm'", "E: Some index files failed to download."], True),
+        ([RELEASE + "Could not connect to m:80 (127.0.0.1). - connect (111: Connection refused)"], True),
+        ([RELEASE + "Cannot initiate the connection to m:80. - connect (101: Network is unreachable)"], True),
+        ([RELEASE + "503  Service Unavailable [IP: 127.0.0.1 3128]"], True),
+        ([RELEASE + "404  Not Found [IP: 127.0.0.1 80]"], False),
+        ([RELEASE + "The following signatures were invalid: BADSIG 0123"], False),
+        ([RELEASE + "Temporary failure resolving 'm'", RELEASE + "403  Forbidden"], False),
+        (["E: The repository 'http://m bookworm InRelease' is not signed."], False),
+        ([PACKAGE + "Temporary failure resolving 'm'"], False),
+        ([], False),
+    ],
+)
+def test_only_a_mirror_that_nobody_answers_at_is_passed_over(lines: list[str], unreachable: bool) -> None:
+    assert mirror_unreachable(lines) is unreachable
+
+
+def test_an_archive_is_named_as_apt_names_it() -> None:
+    package = {"name": "git", "version": "1:2.39.5-0+deb12u2", "arch": "amd64"}
+    assert archive_name(package) == "git_1%3a2.39.5-0+deb12u2_amd64.deb"
 
 
 def test_documents_go_and_licences_stay(tmp_path: Path) -> None:

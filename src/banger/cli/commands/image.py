@@ -2,7 +2,7 @@
 
 import argparse
 
-from banger.cli.commands import image_catalogue, image_move
+from banger.cli.commands import image_build, image_catalogue, image_commit, image_move, image_register
 from banger.cli.connect import client
 from banger.cli.parser import Parser, Verbs
 
@@ -11,13 +11,20 @@ def register(parser: Parser) -> None:
     verbs = Verbs(parser)
     verb = verbs.add("bootstrap", bootstrap, "build a distribution's image from its own packages")
     verb.add_argument("distro", choices=("debian",), metavar="DISTRO", help="debian")
-    verb.add_argument("--name", help="the image's name (default: the distribution's)")
+    verb.add_argument("--name", help="the image's name (default: DISTRO, or DISTRO-minimal)")
     verb.add_argument("--mirror", metavar="URL", help="where packages come from (default: as this host gets them)")
+    verb.add_argument("--minimal", action="store_true", help="without the dev baseline (git, compiler, editors, ...)")
     verb.add_argument(
-        "--opencode", action=argparse.BooleanOptionalAction, default=True, help="with the opencode server, or without"
+        "--opencode",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="with the opencode server, or without (default: with it, unless --minimal)",
     )
+    verb.add_argument("--offline", action="store_true", help="use what the cache has, without trying to reach anybody")
     verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
+    image_build.register(verbs)
     image_catalogue.register(verbs)
+    image_register.register(verbs)
     verb = verbs.add(
         "verify",
         verify,
@@ -25,6 +32,7 @@ def register(parser: Parser) -> None:
         epilog="Exits with 1 when something is wrong, and names every part that is.",
     )
     verb.add_argument("name", metavar="NAME", help="the image")
+    image_commit.register(verbs)
     image_move.register(verbs)
 
 
@@ -36,9 +44,11 @@ def bootstrap(arguments: argparse.Namespace) -> int:
     connection = client()
     spec = {
         "distro": arguments.distro,
-        "name": arguments.name or arguments.distro,
+        "name": arguments.name,
         "mirror": arguments.mirror,
+        "minimal": arguments.minimal,
         "opencode": arguments.opencode,
+        "offline": arguments.offline,
     }
     operation = connection.bootstrap_image(spec)
     if not arguments.detach:
