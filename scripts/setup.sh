@@ -55,3 +55,6 @@ if [ "$(cat .venv/.ready 2>/dev/null)" != "$wanted" ]; then
     rm -f "$log"
     printf '%s\n' "$wanted" >.venv/.ready
 fi
+
+# a command that has to compile what it imports takes twice as long, and where bytecode is not written each one would
+.venv/bin/python -m compileall -q src || say "note:  not every module could be compiled"

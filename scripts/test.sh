@@ -1,15 +1,5 @@
 #!/usr/bin/env bash
-# Runs the levels of tests that are named, or all that this machine can.
+# Runs the levels of tests that are named, or all that this machine can; tests of machines run beside the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-levels=("$@")
-[ ${#levels[@]} -gt 0 ] || levels=(unit host vm)
-paths=()
-for level in "${levels[@]}"; do
-    if [ "$level" != unit ] && [ "$(id -u)" != 0 ]; then
-        echo "skipping the $level tests: they need root" >&2
-        continue
-    fi
-    paths+=("tests/$level")
-done
-exec .venv/bin/python -m pytest "${paths[@]}"
+exec .venv/bin/python -m tests.support.levels "$@"

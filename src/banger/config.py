@@ -23,6 +23,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     disk_reserve_mib  what VMs must leave free on the filesystem of the state directory
     bundle_dir       the runtime bundle; empty: `bundle` in the state directory
     agent_path       directory of the agent for new images; empty: the bundle's
+    build_step_timeout_s  how long one step of `image build` may take
+    build_layers_mib  how much the cache of builds' steps may hold; 0: nothing is kept
     npm_registry     where opencode comes from; empty: where npm on this host gets its packages
     """
 
@@ -36,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     disk_reserve_mib: Annotated[int, msgspec.Meta(ge=0)] = 2048
     bundle_dir: str = ""
     agent_path: str = ""
+    build_step_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    build_layers_mib: Annotated[int, msgspec.Meta(ge=0)] = 10240
     npm_registry: str = ""
 
 

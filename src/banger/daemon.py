@@ -20,24 +20,30 @@ from banger.config import Settings
 from banger.jobs.operations import Operations
 from banger.model.daemon import DaemonStatus
 from banger.model.errors import Conflict, HostRequirement
+from banger.model.sizes import MIB
 from banger.model.vm import LIVE
 from banger.paths import Paths
 from banger.service.admission import Admission
 from banger.service.appliance import Appliance
 from banger.service.archives import Archives
+from banger.service.build_machine import BuildMachines
+from banger.service.builds import BuildService
 from banger.service.bundle import RuntimeBundle
 from banger.service.capacity import CapacityService
 from banger.service.catalogue import Catalogue
 from banger.service.check import CheckService
+from banger.service.commits import CommitService
 from banger.service.disks import Disks
 from banger.service.drafts import Drafts
 from banger.service.engines import EngineService, programs_in_use
 from banger.service.health import Checks, Monitor
 from banger.service.images import ImageService
 from banger.service.lifecycle import Lifecycle
+from banger.service.oci import OciImports
 from banger.service.opencode import Opencode
 from banger.service.pressure import Pressure
 from banger.service.reconcile import Reconciler
+from banger.service.registration import Registration
 from banger.service.report import Reporter
 from banger.service.seeds import WorkSeeds
 from banger.service.truth import Truth
@@ -127,34 +133,48 @@ class Daemon:
         self._vm_service = VmService(paths, self._vms, operations, lifecycle, monitor, opencode)
         appliance = Appliance(paths, settings, choice, admission.room)
         await appliance.sweep()  # before the workspaces, whose files its machines have open
-        self._drafts = Drafts(paths, bundle, appliance, admission.room)
+        drafts = Drafts(paths, bundle, appliance, admission.room)
         images = ImageService(paths, operations, bundle, settings.npm_registry)
         catalogue = Catalogue(paths, self._vms, operations, settings.keep_layers_days)
         await catalogue.sweep()
         await images.sweep()
-        archives = Archives(paths, settings, operations, bundle, admission)
-        await archives.sweep()
         engines = EngineService(paths, operations, choice.accelerator, lambda: programs_in_use(self._vms.all()))
         await engines.sweep()
         volumes = VolumeService(paths, self._vms, operations, self._vm_service.document)
-        check = CheckService(paths, self._vms, operations, admission)
         await volumes.sweep()  # before VMs are settled: what was being kept of one that goes is a volume then
         await Reconciler(paths, self._vms, operations, lifecycle, monitor).run()
-        services = Services(
+        return Services(
             vms=self._vm_service,
             volumes=volumes,
-            check=check,
+            check=CheckService(paths, self._vms, operations, admission),
             images=images,
+            builds=await self._builds(lifecycle, monitor, bundle, admission, drafts),
+            commits=CommitService(paths, self._vms, operations, drafts, bundle, admission.room),
             catalogue=catalogue,
-            archives=archives,
+            registration=Registration(paths, self._vms, operations, drafts),
+            archives=await self._archives(bundle, admission, drafts),
             engines=engines,
             capacity=CapacityService(paths, settings, self._vms),
             operations=operations,
             reporter=Reporter(paths, settings, self._vms, operations, monitor, engines, self._vm_service.document),
             daemon_status=self._status,
             stop_daemon=self._stop.set,
-        )
-        return services, monitor
+        ), monitor
+
+    async def _archives(self, bundle: RuntimeBundle, admission: Admission, drafts: Drafts) -> Archives:
+        paths, settings, operations = self._paths, self._settings, self._operations
+        oci = OciImports(paths, operations, bundle, drafts, admission, settings.import_max_mib * MIB)
+        archives = Archives(paths, settings, operations, bundle, admission, oci.import_image)
+        await archives.sweep()
+        return archives
+
+    async def _builds(
+        self, lifecycle: Lifecycle, monitor: Monitor, bundle: RuntimeBundle, admission: Admission, drafts: Drafts
+    ) -> BuildService:
+        machines = BuildMachines(self._paths, self._settings, self._vms, lifecycle, monitor, bundle, admission)
+        builds = BuildService(self._paths, self._settings, self._vms, self._operations, machines, bundle, drafts)
+        await builds.sweep()
+        return builds
 
     def _engine_ended(self, vm_id: str, status: int | None) -> None:
         self._vm_service.engine_ended(vm_id, status)

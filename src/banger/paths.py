@@ -264,6 +264,14 @@ class Paths(NamedTuple):
         return self.state / "reports"
 
     @property
+    def builds(self) -> Path:
+        """What the steps of each image's build have printed."""
+        return self.state / "builds"
+
+    def build_log(self, operation_id: str) -> Path:
+        return self.builds / f"{operation_id}.log"
+
+    @property
     def daemon_log(self) -> Path:
         return self.state / "daemon.log"
 

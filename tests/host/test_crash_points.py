@@ -89,6 +89,9 @@ COMMANDS = (
     KEEP._replace(name="delete --keep-work-disk, running", running=True),
     Command("volume attach", lambda client: client.attach_volume("spare", "bare")),
     Command("volume delete", lambda client: client.delete_volume("spare"), deletes=SPARE),
+    Command("image rename", lambda client: client.rename_image("parent", "renamed")),
+    Command("image delete", lambda client: client.delete_image("foreign")),
+    Command("image prune", lambda client: client.prune_images(everything=True)),
     Command("check", lambda client: client.check_vm("mine")),
 )
 

@@ -35,7 +35,7 @@ from banger.system.host import start_ticks
 from tests.support.crash_daemon import ENGINE, Plan
 from tests.support.crash_engine import needs_replay
 from tests.support.home import Home
-from tests.unit.images.tiny import key, make_image
+from tests.unit.images.tiny import key, make_image, make_legacy
 
 ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
@@ -55,12 +55,15 @@ def output(*argv: str, input: str | None = None) -> str:
 
 
 async def make_images(paths: Paths) -> None:
-    """Two that are as they should be, one of an older banger, one that lets in another key."""
+    """Two that are as they should be, one of an older banger, one for another key, one and what was made of it."""
     bundle = RuntimeBundle(paths, Settings())
     await bundle.open()
     key = await bundle.key()
     for name, let_in, older in (("small", key, 0), ("other", key, 0), ("older", key, 1), ("foreign", FOREIGN, 0)):
         await in_thread(make_image, paths, name, f"{let_in.line}\n", seed_key=let_in.fingerprint, older=bool(older))
+    make_legacy(paths, "older")
+    await in_thread(make_image, paths, "parent", f"{key.line}\n", seed_key=key.fingerprint)
+    await in_thread(make_image, paths, "child", f"{key.line}\n", seed_key=key.fingerprint, parents=("parent",))
 
 
 def keep_something_in(disk: Path, content: bytes) -> None:
@@ -336,6 +339,7 @@ class CrashHome:
             wanted = {part.file for part in image.parts.values()} | {where.metadata.name, where.lock.name}
             left = {path.name for path in where.directory.iterdir()} - wanted
             assert not left or not fresh, f"files that the image does not name: {left}"
+            assert all(self.paths.image(parent).directory.is_dir() for parent in image.parents), image.parents
             if WORK_SEED in image.parts:
                 output("e2fsck", "-fn", str(part_path(self.paths, image, WORK_SEED)))
         assert len(self.client.list_images()) == len(list(self.paths.images.iterdir()))

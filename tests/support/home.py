@@ -16,6 +16,9 @@ from tests.support import leaks
 
 BIN = Path(sys.executable).parent
 COMMAND_TIMEOUT_S = 300
+PROOF = "accelerators.json"
+# what the first daemon of this run found out with guests of its own: later homes need not boot them again
+_proven: dict[str, bytes] = {}
 
 
 class Home:
@@ -37,6 +40,9 @@ class Home:
             "BANGER_CONFIG": str(self.root / "config.toml"),
         }
         (self.root / "config.toml").write_text(settings)
+        if PROOF in _proven:
+            (self.root / "cache").mkdir(mode=0o700)
+            (self.root / "cache" / PROOF).write_bytes(_proven[PROOF])
         if images is not None:
             (self.root / "state").mkdir(mode=0o700)
             (self.root / "state" / "images").symlink_to(images)
@@ -111,6 +117,11 @@ class Home:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
 
+    def _keep_proof(self) -> None:
+        proof = self.root / "cache" / PROOF
+        if proof.exists() and b"pretended" not in proof.read_bytes():
+            _proven.setdefault(PROOF, proof.read_bytes())
+
     def close(self) -> None:
         """Delete every VM, stop the daemon, and fail if a process is left."""
         try:
@@ -126,5 +137,6 @@ class Home:
             psutil.wait_procs(left, 10)
             assert not told, f"left running: {told}"
             assert not list((self.runtime / "vms").glob("*")), "runtime files of VMs were left"
+            self._keep_proof()
         finally:
             shutil.rmtree(self.root)

@@ -1,11 +1,12 @@
 """Two hosts of the test's own: `host`, where banger runs, and `internet`, a server beyond it."""
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support import leaks
 
 # TEST-NET-3, RFC 5737
 HOST, INTERNET = "203.0.113.1", "203.0.113.2"
@@ -20,8 +21,8 @@ class Hosts:
     """The names of both namespaces, and what the internet's server was asked."""
 
     def __init__(self, directory: Path) -> None:
-        self.host = f"bt-host-{os.getpid()}"
-        self.internet = f"bt-net-{os.getpid()}"
+        self.host = f"{leaks.prefix()}host"
+        self.internet = f"{leaks.prefix()}net"
         self.requests = directory / "requests.log"
 
     def inside(self, namespace: str) -> tuple[str, ...]:

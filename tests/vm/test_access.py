@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,13 +20,6 @@ WEB = 8000
 PAGES = 10
 STOP = f"pkill -f 'http[.]server {WEB}'"  # the brackets keep it from finding its own shell
 SERVE = f"cd /srv/pages && exec setsid python3 -m http.server {WEB} --bind 127.0.0.1 </dev/null >/dev/null 2>&1 &"
-
-
-def wait_for(true: Any, what: str, seconds: float = LIMIT_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
 
 
 def in_guest(home: Home, name: str, script: str) -> bytes:
@@ -165,28 +157,3 @@ def test_a_forward_carries_a_thousand_requests_through_a_restart(
         totals = child.communicate(timeout=LIMIT_S)[1].decode()
         assert child.returncode == 0
         assert "connections" in totals.splitlines()[-1]
-
-
-def test_a_forward_survives_its_machines_restart_and_a_power_off_is_told(fresh: Home) -> None:
-    fresh.run("vm", "create", "--name", "one", "--memory", "512M", "--no-wait-opencode")
-    with forwarding(fresh, "one", "0:22") as (local, _):
-        banner(local)
-        fresh.run("vm", "restart", "one")
-        wait_for(lambda: banner(local), "no banner after the restart")
-    # a session under which the machine is powered off ends with a line that says so
-    done = fresh.run("vm", "ssh", "one", "systemctl poweroff; sleep 60", status=255)
-    last = done.stderr.decode().splitlines()[-1]
-    assert last.startswith("banger: one is stopped: engine: ")
-    assert last.endswith("; try: banger vm start one")
-
-
-def banner(local: str) -> bool:
-    """Whether an SSH server answers there."""
-    connection = http.client.HTTPConnection(local, timeout=30)
-    try:
-        connection.connect()
-        return connection.sock.recv(8) == b"SSH-2.0-"
-    except OSError:
-        return False
-    finally:
-        connection.close()

@@ -1,5 +1,6 @@
 """The serial console as a person uses it, and a log that is followed through everything that may happen to its VM."""
 
+import http.client
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.home import BIN, Home
 from tests.support.terminal import Terminal
+from tests.vm.test_access import forwarding
 
 PROMPT = ":~# "
 
@@ -143,16 +145,19 @@ def told(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
 
 
 def test_through_the_daemons_death_restarts_and_the_vms_end(fresh: Home) -> None:
+    """A forward, too."""
     fresh.run("vm", "create", "--name", "a")
     log = fresh.start("vm", "logs", "-f", "a")
     until(log, b"sysinit.target")
-    with terminal(fresh, "vm", "console", "a") as shown:
+    with terminal(fresh, "vm", "console", "a") as shown, forwarding(fresh, "a", "0:22") as (local, _):
         at_prompt(shown)
+        wait_for_banner(local)
         fresh.kill_daemon()
         shown.type(b"echo $((6*7))\r")
         shown.wait(lambda: "42" in shown.shown, 60)
         assert until(log, b"42").count(b"echo") == 1
         fresh.run("vm", "restart", "a")
+        wait_for_banner(local)
         assert shown.end(30) == 0
         assert "a has stopped" in shown.shown
         assert shown.as_before
@@ -165,6 +170,25 @@ def test_through_the_daemons_death_restarts_and_the_vms_end(fresh: Home) -> None
     assert (status, "the daemon was stopped" in said) == (1, True)
     assert not (fresh.runtime / "api.sock").exists(), "it was started again"
     assert gone_with_the_vm(fresh, lambda: fresh.run("vm", "delete", "--yes", "a")) == 0
+
+
+def wait_for_banner(local: str) -> None:
+    deadline = time.monotonic() + 120
+    while not banner(local):
+        assert time.monotonic() < deadline, "no banner"
+        time.sleep(0.2)
+
+
+def banner(local: str) -> bool:
+    """Whether an SSH server answers there."""
+    connection = http.client.HTTPConnection(local, timeout=30)
+    try:
+        connection.connect()
+        return connection.sock.recv(8) == b"SSH-2.0-"
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def gone_with_the_vm(home: Home, delete: Callable[[], object]) -> int:

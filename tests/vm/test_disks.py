@@ -84,17 +84,16 @@ def test_room_that_a_guest_frees_is_given_back(home: Home, worked: str) -> None:
     assert grown - allocated(root) > 150 * MIB
 
 
-def test_what_was_made_in_root_outlasts_another_image_and_a_power_off(fresh: Home) -> None:
-    fresh.run("vm", "create", "--name", "a", "--memory", "512M")
-    sh(fresh, "a", "mkdir /root/project; echo mine > /root/project/file; echo gone > /var/marker; sync")
-    assert "in use" in fresh.error("vm", "set", "a", "--image", "debian", "--yes", status=4)
-    fresh.run("vm", "stop", "a")
-    assert "nothing was asked" in fresh.error("vm", "set", "a", status=2)
-    fresh.run("vm", "set", "a", "--work-disk", "9G")
-    fresh.run("vm", "set", "a", "--image", "debian", "--yes")
-    fresh.run("vm", "start", "a")
-    assert sh(fresh, "a", "cat /root/project/file; ls /var/marker 2>&1 || true").startswith("mine\nls:")
-    assert filesystem_bytes(fresh, "a", "/root") > 8.5 * GIB
+def test_what_was_made_in_root_outlasts_another_image_and_a_power_off(home: Home, worked: str) -> None:
+    sh(home, worked, "mkdir /root/project; echo mine > /root/project/file; echo gone > /var/marker; sync")
+    assert "in use" in home.error("vm", "set", worked, "--image", "debian", "--yes", status=4)
+    home.run("vm", "stop", worked)
+    assert "nothing was asked" in home.error("vm", "set", worked, status=2)
+    home.run("vm", "set", worked, "--work-disk", "9G")
+    home.run("vm", "set", worked, "--image", "debian", "--yes")
+    home.run("vm", "start", worked)
+    assert sh(home, worked, "cat /root/project/file; ls /var/marker 2>&1 || true").startswith("mine\nls:")
+    assert filesystem_bytes(home, worked, "/root") > 8.5 * GIB
 
 
 LOGGER = """

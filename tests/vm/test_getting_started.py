@@ -158,7 +158,7 @@ class Host:
 
     def __init__(self, image: Path) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=leaks.prefix()))
-        self.namespace = f"bt-start-{os.getpid()}"
+        self.namespace = f"{leaks.prefix()}start"
         self.image = image
         self.terminal: Terminal | None = None
         ip("netns", "add", self.namespace)

@@ -2,17 +2,29 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from banger.guest.channel import Guest
 from banger.model.guest import IdentityChange
 from tests.support.home import Home
+from tests.vm.conftest import track
 
 MACHINE_ID = "0123456789abcdef" * 2
 AGENT = "guest/agent/[_]_main__.py"
 _SLOWLY = "/run/systemd/system/banger-agent.service.d"
+
+
+@pytest.fixture(scope="module")
+def new(images: Path) -> Iterator[tuple[Home, int]]:
+    """A banger of its own with a machine `a`, and how many bytes of disk that took right after its boot."""
+    made = track(Home(images=images))
+    made.run("vm", "create", "--name", "a", "--memory", "512M", "--no-opencode")
+    yield made, int(made.json("vm", "show", "a")["disk_allocated_bytes"])
+    made.close()
 
 
 def test_fifty_commands_at_once_each_get_their_own_answer(home: Home, booted: str) -> None:
@@ -56,21 +68,23 @@ def test_the_agent_is_small(home: Home, booted: str) -> None:
     assert int(status.split("VmRSS:")[1].split()[0]) < 15 * 1024
 
 
-def test_the_agent_is_there_before_sshd(home: Home) -> None:
+def test_a_fresh_machine_takes_less_than_two_mebibytes_of_disk(new: tuple[Home, int]) -> None:
+    _, allocated = new
+    assert allocated < 2 << 20
+
+
+def test_the_agent_is_there_before_sshd(new: tuple[Home, int]) -> None:
     """In a boot of its own: other tests kill the agent."""
-    home.run("vm", "create", "--name", "order", "--memory", "512M")
-    try:
-        home.run("vm", "health", "order", "--wait", "60")
-        script = f"for p in $(pgrep -f {AGENT}) $(pgrep -o -x sshd); do cut -d' ' -f22 /proc/$p/stat; done"
-        agent, sshd = home.run("vm", "exec", "order", "--", "sh", "-c", script).stdout.decode().split()
-    finally:
-        home.run("vm", "delete", "order", "--yes")
+    home, _ = new
+    home.run("vm", "health", "a", "--wait", "60")
+    script = f"for p in $(pgrep -f {AGENT}) $(pgrep -o -x sshd); do cut -d' ' -f22 /proc/$p/stat; done"
+    agent, sshd = home.run("vm", "exec", "a", "--", "sh", "-c", script).stdout.decode().split()
     assert int(agent) < int(sshd)
 
 
-def test_a_guest_takes_a_new_identity(fresh: Home) -> None:
-    """What snapshots will need: name, clock, randomness, machine id, host keys."""
-    fresh.run("vm", "create", "--name", "a", "--memory", "512M", "--no-opencode")
+def test_a_guest_takes_a_new_identity(new: tuple[Home, int]) -> None:
+    """What snapshots will need: name, clock, randomness, machine id, host keys. The machine is of no use afterwards."""
+    fresh, _ = new
     guest = Guest(Path(fresh.json("vm", "show", "a")["vsock_socket"]))
     fresh.run("vm", "ssh", "a", "true")  # sshd runs, its host key is there and pinned
 

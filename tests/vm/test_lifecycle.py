@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.home import Home
+from tests.unit.images.test_locks import locked
+from tests.vm.conftest import track
 
 
 def guest_boot_id(home: Home, name: str) -> str:
@@ -39,28 +44,68 @@ def nothing_left(home: Home) -> None:
     assert not list((home.runtime / "vms").glob("*"))
 
 
-def test_stop_start_and_restart_keep_the_disk(fresh: Home) -> None:
-    fresh.run("vm", "create", "--name", "a", "--memory", "512M")
-    fresh.run("vm", "exec", "a", "--", "sh", "-c", "echo kept | tee /var/lib/marker >/root/marker; sync")
-    assert "running already" in fresh.error("vm", "start", "a", status=4)
+@pytest.fixture
+def alone(images: Path, tmp_path: Path) -> Iterator[Home]:
+    """A banger with an image that no other machine uses."""
+    shutil.copytree(images.resolve().parent / "ssh", tmp_path / "ssh")
+    (tmp_path / "images").mkdir()
+    copy = ["cp", "--archive", "--sparse=always", "--reflink=auto", str(images / "debian"), str(tmp_path / "images")]
+    subprocess.run(copy, check=True)
+    made = track(Home(images=tmp_path / "images"))
+    yield made
+    made.close()
+    shutil.rmtree(tmp_path / "images")
 
-    fresh.run("vm", "stop", "a")
-    stopped = fresh.json("vm", "show", "a")
+
+def test_stop_start_and_restart_keep_the_disk_and_lock_the_image_while_it_runs(alone: Home) -> None:
+    root = alone.state / "images" / "debian" / "root.ext4"
+    assert root.stat().st_mode & 0o222 == 0
+    assert not locked(root)
+    alone.run("vm", "create", "--name", "a", "--memory", "512M")
+    stays_locked_whoever_is_killed(alone, root)
+    alone.run("vm", "exec", "a", "--", "sh", "-c", "echo kept | tee /var/lib/marker >/root/marker; sync")
+    assert "running already" in alone.error("vm", "start", "a", status=4)
+
+    alone.run("vm", "stop", "a")
+    assert not locked(root)
+    is_stopped(alone)
+
+    alone.run("vm", "start", "a")
+    assert locked(root)
+    first = guest_boot_id(alone, "a")
+    alone.run("vm", "restart", "a", "--force")
+    assert locked(root)
+    assert guest_boot_id(alone, "a") != first
+    assert alone.run("vm", "exec", "a", "cat", "/var/lib/marker", "/root/marker").stdout == b"kept\nkept\n"
+
+    assert "--yes" in alone.error("vm", "delete", "a", status=2)
+    alone.run("vm", "delete", "a", "--yes")
+    assert not locked(root)
+    nothing_left(alone)
+
+
+def stays_locked_whoever_is_killed(home: Home, root: Path) -> None:
+    assert locked(root)
+    command = ["flock", "--nonblock", "--exclusive", str(root), "true"]
+    assert subprocess.run(command, check=False).returncode == 1
+    home.kill_daemon()
+    assert locked(root)
+    engine = psutil.Process(int(home.json("vm", "show", "a")["engine_pid"]))
+    holders = [process for process in (engine, *engine.children(recursive=True)) if has_open(process, root.resolve())]
+    assert engine in holders
+
+
+def has_open(process: psutil.Process, path: Path) -> bool:
+    return any(link.resolve() == path for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.exists())
+
+
+def is_stopped(home: Home) -> None:
+    stopped = home.json("vm", "show", "a")
     assert (stopped["state"], stopped["uptime_s"], stopped["engine_pid"]) == ("stopped", None, None)
-    assert not engines(fresh)
-    assert "vm start a" in fresh.error("vm", "exec", "a", "--", "true", status=4)
-    assert "not running" in fresh.error("vm", "stop", "a", status=4)
-    assert fresh.run("vm", "health", "a", status=4).stdout
-
-    fresh.run("vm", "start", "a")
-    first = guest_boot_id(fresh, "a")
-    fresh.run("vm", "restart", "a", "--force")
-    assert guest_boot_id(fresh, "a") != first
-    assert fresh.run("vm", "exec", "a", "cat", "/var/lib/marker", "/root/marker").stdout == b"kept\nkept\n"
-
-    assert "--yes" in fresh.error("vm", "delete", "a", status=2)
-    fresh.run("vm", "delete", "a", "--yes")
-    nothing_left(fresh)
+    assert not engines(home)
+    assert "vm start a" in home.error("vm", "exec", "a", "--", "true", status=4)
+    assert "not running" in home.error("vm", "stop", "a", status=4)
+    assert home.run("vm", "health", "a", status=4).stdout
 
 
 def test_a_machine_outlives_its_daemon_stopped_or_killed(fresh: Home) -> None:
@@ -96,7 +141,11 @@ def test_engine_and_qemu_die_together_and_the_daemon_notices(fresh: Home) -> Non
     wait_for_state(fresh, "a", "failed")
 
     fresh.run("vm", "start", "a")
-    fresh.run("vm", "exec", "a", "--", "systemctl", "poweroff", status=None)
+    # a session under which the machine is powered off ends with a line that says so
+    done = fresh.run("vm", "ssh", "a", "systemctl poweroff; sleep 60", status=255)
+    last = done.stderr.decode().splitlines()[-1]
+    assert last.startswith("banger: a is stopped: engine: ")
+    assert last.endswith("; try: banger vm start a")
     wait_for_state(fresh, "a", "stopped")
     assert "powered off" in fresh.json("vm", "show", "a")["problem"]
 

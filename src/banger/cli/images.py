@@ -7,6 +7,7 @@ from typing import Any
 from banger.cli.render import table
 from banger.cli.show import kind_of, least_memory
 from banger.model.sizes import show_size
+from banger.model.text import harmless
 
 
 def print_images(images: Iterable[Mapping[str, Any]]) -> None:
@@ -26,7 +27,7 @@ def _row(image: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         image["name"],
         kind_of(image),
-        f"{image['distro']} {image['release']}".strip() or "-",
+        harmless(f"{image['distro']} {image['release']}".strip()) or "-",
         show_size(image["parts"]["root"]["bytes"]),
         show_size(image["allocated_bytes"]),
         f"{show_size(least)}+" if (least := least_memory(image)) else "-",

@@ -10,6 +10,8 @@ from banger.model.errors import BangerError
 from banger.model.text import harmless
 
 INTERRUPTED = 130
+# what an error's details may have of lines for a person, and how each is marked
+_TOLD = (("checks", "check"), ("opencode", "opencode"), ("output", "output"), ("console", "console"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +62,7 @@ def fail(error: BangerError, *, as_json: bool, debug: bool) -> int:
     if as_json:
         print(json.dumps({"error": error.to_dict()}, indent=2, default=str))
     print(f"error: {error.message}", file=sys.stderr)
-    for source, title in (("checks", "check"), ("opencode", "opencode"), ("console", "console")):
+    for source, title in _TOLD:
         for line in error.details.get(source) or ():
             print(f"  {title} | {harmless(line)}", file=sys.stderr)
     if error.hint:

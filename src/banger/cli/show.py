@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from banger.cli.render import duration, facts, table
 from banger.model.documents import VmDocument
 from banger.model.sizes import MIB, show_size
+from banger.model.text import harmless
 
 DIGEST_SHOWN = 16  # of a SHA-256, where people look
+
+SOME = 20  # names of packages in one line
 
 if TYPE_CHECKING:
     from banger.model.operation import Operation
@@ -41,6 +44,8 @@ def print_vms(vms: Iterable[VmDocument]) -> None:
     for vm in vms:
         if vm["state"] == "paused" and vm["problem"]:
             print(f"{vm['name']} is paused: {vm['problem']}")
+        if vm["build"]:
+            print(f"{vm['name']} is there for the build of the image {vm['build']}, and goes with it")
 
 
 def print_vm(vm: VmDocument) -> None:
@@ -57,6 +62,7 @@ def print_vm(vm: VmDocument) -> None:
             ("problem", vm["problem"]),
             ("health", vm["health"]),
             ("image", vm["image"]),
+            ("builds", vm["build"] and f"the image {vm['build']}; it goes when that is done"),
             ("vcpu", str(vm["vcpu"])),
             ("memory", show_size(vm["memory_mib"] * MIB)),
             (
@@ -108,30 +114,30 @@ def print_image(image: Mapping[str, Any]) -> None:
     size = f"{show_size(parts['root']['bytes'])}, the root disk"
     if "allocated_bytes" in image:
         size += f"; {show_size(image['allocated_bytes'])} of files are in its directory"
-    facts(
-        (
-            ("name", image["name"]),
-            ("kind", f"{kind_of(image)}{'' if image['managed'] else ': some of its files lie elsewhere'}"),
-            ("distro", f"{image['distro']} {image['release']}".strip()),
-            ("kernel", image["kernel_release"]),
-            ("boot args", image["boot_args"]),
-            ("size", size),
-            ("needs", "; ".join(needs)),
-            ("opencode", "yes" if image["has_opencode"] else "no"),
-            ("packages", str(image["packages"]) if "manifest" in parts else "nobody wrote them down"),
-            ("made of", ", ".join(image["parents"])),
-            ("children", ", ".join(image.get("children", ()))),
-            ("used by", ", ".join(image.get("vms", ()))),
-            ("SSH key", image["seed_key"]),
-            ("origin", image["origin"]),
-            ("created", image["created_at"]),
-        )
+    told = (
+        ("name", image["name"]),
+        ("kind", f"{kind_of(image)}{'' if image['managed'] else ': some of its files lie elsewhere'}"),
+        ("distro", f"{image['distro']} {image['release']}".strip()),
+        ("kernel", image["kernel_release"]),
+        ("boot args", image["boot_args"]),
+        ("size", size),
+        ("needs", "; ".join(needs)),
+        ("opencode", "yes" if image["has_opencode"] else "no"),
+        ("packages", str(image["packages"]) if "manifest" in parts else "nobody wrote them down"),
+        ("made of", ", ".join(image["parents"])),
+        ("children", ", ".join(image.get("children", ()))),
+        ("used by", ", ".join(image.get("vms", ()))),
+        ("SSH key", image["seed_key"]),
+        ("origin", image["origin"]),
+        ("created", image["created_at"]),
     )
+    # an imported image brings words of whoever has made it
+    facts((name, harmless(value)) for name, value in told)
     print()
-    rows = (
-        (role, show_size(part["bytes"]), part["sha256"][:DIGEST_SHOWN], part["file"]) for role, part in parts.items()
-    )
-    table(("PART", "SIZE", "SHA256", "FILE"), rows)
+    rows = []
+    for role, part in parts.items():
+        rows.append((role, show_size(part["bytes"]), part["sha256"][:DIGEST_SHOWN], part["file"]))
+    table(("PART", "SIZE", "SHA256", "FILE"), (tuple(map(harmless, row)) for row in rows))
 
 
 def kind_of(image: Mapping[str, Any]) -> str:
@@ -143,6 +149,35 @@ def least_memory(image: Mapping[str, Any]) -> int:
     from banger.model.vm import OPENCODE_MEMORY_MIB
 
     return max(int(image["memory_mib"]), OPENCODE_MEMORY_MIB if image["has_opencode"] else 0) * MIB
+
+
+def print_built(operation: Operation) -> None:
+    """The image, how its packages differ from its base's, and how long each stage took."""
+    from banger.cli.recipes import package_words
+
+    built = operation.result
+    image, packages = built["image"], built["packages"]
+    rows = [(stage.name, duration(stage.seconds)) for stage in operation.stages if stage.seconds >= 1]
+    table(("STAGE", "TOOK"), rows)
+    print()
+    facts(
+        (
+            ("image", image["name"]),
+            ("from", ", ".join(image["parents"])),
+            ("size", show_size(sum(part["bytes"] for part in image["parts"].values()))),
+            ("packages", f"{image['packages']}; {package_words(packages)}"),
+            ("came", _some([package["name"] for package in packages if not package["before"]])),
+            ("went", _some([package["name"] for package in packages if not package["after"]])),
+            ("cached", ", ".join(built["cached"])),
+            ("output", built["log"]),
+            ("took", _took(operation)),
+        )
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SOME} more" if len(names) > SOME else ""
+    return ", ".join(names[:SOME]) + more
 
 
 def print_verified(found: Mapping[str, Any]) -> None:

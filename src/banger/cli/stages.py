@@ -33,11 +33,19 @@ class StageView:
         elif event.kind is EventKind.NOTE:
             self._line(f"  {data['text']}")
             self._live()
+        elif event.kind is EventKind.OUTPUT:
+            self._output(data)
         elif event.kind is EventKind.UNDO:
             self._line(f"taking back: {data['text']}")
         elif event.kind is EventKind.PROGRESS:
             self._extra = _amount(data)
             self._live()
+
+    def _output(self, data: dict[str, Any]) -> None:
+        if data["skipped"]:
+            self._line(f"  | ({data['skipped']} lines are left out here)")
+        self._line(f"  | {data['text']}")
+        self._live()
 
     def tick(self) -> None:
         """Count on, while nothing happens."""

@@ -17,9 +17,11 @@ from banger.paths import Paths
 
 if TYPE_CHECKING:
     from banger.model.capacity import Capacity
+    from banger.model.commit import CommitSpec
     from banger.model.daemon import DaemonStatus
     from banger.model.documents import VmDocument, VolumeDocument
     from banger.model.operation import Event, Operation
+    from banger.model.recipe import BuildSpec
     from banger.model.vm import OpencodeAccess, Report, VmChange, VmHealth, VmSpec
 
 T = TypeVar("T")
@@ -136,6 +138,18 @@ class Client:
 
     def bootstrap_image(self, spec: dict[str, Any]) -> Operation:
         return self._begin("POST", "/images/bootstrap", spec)
+
+    def register_image(self, spec: dict[str, Any]) -> Operation:
+        return self._begin("POST", "/images/register", spec)
+
+    def promote_image(self, name: str, new: str | None) -> Operation:
+        return self._begin("POST", f"/images/{quote(name, safe='')}/promote", {"new": new})
+
+    def build_image(self, spec: BuildSpec) -> Operation:
+        return self._begin("POST", "/images/build", spec)
+
+    def commit_image(self, spec: CommitSpec) -> Operation:
+        return self._begin("POST", "/images/commit", spec)
 
     def verify_image(self, name: str) -> Operation:
         return self._begin("POST", f"/images/{quote(name, safe='')}/verify")

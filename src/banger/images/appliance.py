@@ -1,6 +1,6 @@
 """The initramfs of a machine that edits a root filesystem: an image's own, and behind it an archive with another /init.
 
-docs/images.md describes the machine; `service.appliance` runs it.
+docs/commit.md describes the machine; `service.appliance` runs it.
 """
 
 import re
@@ -40,12 +40,13 @@ def arguments(boot_args: str, token: str, *, off: str, tree: str = "") -> str:
 
 
 def outcome(console: str, token: str) -> tuple[list[str], list[str]]:
-    """What the machine said last of how it went, word by word, and the lines that stand before; from its console."""
+    """What the machine said last of how it went, word by word, and the lines that were printed on the way to it."""
     said: list[str] = []
     before: list[str] = []
+    lines: list[str] = []
     for line in console.replace("\r", "\n").split("\n"):
         if found := re.fullmatch(rf"{MARK} {token} ([a-z0-9 ]+)", line.strip()):
-            said = found[1].split()
+            said, before, lines = found[1].split(), lines, []
         elif line.strip():
-            before.append(line.strip())
-    return said, before
+            lines.append(line.strip())
+    return said, before if said not in ([], [BEGINS]) else lines

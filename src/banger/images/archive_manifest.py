@@ -57,7 +57,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def describe(image: Image, stored: Mapping[str, int]) -> Manifest:
     """The manifest of an image's archive, by how many bytes without holes each part has. Raises `Invalid`."""
     if unknown := sorted(set(image.parts) - set(FILES)):
-        raise Invalid(f"the image {image.name} has a part that archives do not know: {unknown[0]}")
+        raise Invalid(
+            f"the image {image.name} has a part that archives do not know: {unknown[0]}",
+            hint="a newer banger has made it: export it with that one",
+        )
     roles = [role for role in FILES if role in image.parts]
     parts = {role: ImagePart(FILES[role], image.parts[role].bytes, image.parts[role].sha256) for role in roles}
     packed = [Packed(role, part.file, part.bytes, stored[role], part.sha256) for role, part in parts.items()]

@@ -64,7 +64,7 @@ def kept_parts(directory: Path, manifest: Manifest) -> set[str]:
 def tidy(directory: Path) -> None:
     """Remove what is no complete part, and a directory that holds none."""
     for path in directory.iterdir():
-        if path.name not in FILES.values():
+        if path.name not in FILES.values() and not path.is_dir():
             path.unlink()
     try:
         directory.rmdir()

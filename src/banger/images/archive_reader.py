@@ -14,7 +14,6 @@ import zstandard
 
 from banger.images.archive_kind import ZSTD_MAGIC
 from banger.images.archive_manifest import MANIFEST, MANIFEST_MAX, Manifest, Packed, read_manifest
-from banger.images.archive_writer import WINDOW_LOG
 from banger.model.errors import Invalid
 from banger.model.text import harmless
 from banger.system.files import SparseDigest, sync_path
@@ -25,6 +24,7 @@ PARTIAL = ".partial"
 _SILENCE_S = 600.0
 _HEADER_MAX, _BLOCK_MAX = 18, 128 * 1024  # of a frame (RFC 8878, 3.1.1)
 _RAW, _RLE, _COMPRESSED = range(3)
+_WINDOW_MAX = 8 * 1024 * 1024  # which every reader of zstd has room for (3.1.1.1.2)
 _EMPTY_MAX = 1000  # blocks in a row: a writer that is told to flush makes one
 _TRAILER_MAX = 1024 * 1024  # tar fills its last record with zeros
 _HINT = "get it again from where it was exported; nothing of it is left here"
@@ -253,11 +253,11 @@ class _Frame:
             raise zstandard.ZstdError("it is not compressed by zstd")
         head += self._exactly(zstandard.frame_header_size(head + bytes(_HEADER_MAX)) - len(head))
         parameters = zstandard.get_frame_parameters(head)
-        if parameters.window_size > 1 << WINDOW_LOG:
+        if parameters.window_size > _WINDOW_MAX:
             raise zstandard.ZstdError(f"it wants {parameters.window_size} bytes of memory")
         if not parameters.has_checksum or parameters.dict_id:
             raise zstandard.ZstdError("it has no checksum, or needs a dictionary")
-        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG).decompressobj()
+        unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX).decompressobj()
         unpacker.decompress(head)
         return unpacker
 

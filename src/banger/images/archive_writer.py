@@ -17,8 +17,7 @@ from banger.system.files import SparseDigest, data_runs
 from banger.system.sparse_tar import BLOCK, END, RUNS_MAX, Member, Runs, header
 from banger.system.stoppable import Stop
 
-WINDOW_LOG = 23  # 8 MiB, which every reader of zstd has room for (RFC 8878, 3.1.1.1.2)
-_LEVEL = 3
+_LEVEL = 3  # with a window of 2 MiB; one of 8 makes archives smaller by 1 %, and wants 200 MiB of memory instead of 60
 _PIECE = 1024 * 1024
 
 
@@ -68,9 +67,7 @@ def pack(manifest: Manifest, parts: Mapping[str, Opened], out: Output, stop: Sto
     Raises `Invalid` when a file is not what the image says, `Cancelled`, and what `out` raises; the archive is not
     complete then.
     """
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        _LEVEL, threads=-1, window_log=WINDOW_LOG, enable_ldm=True, write_checksum=True
-    )
+    parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, threads=-1, write_checksum=True)
     modified = int(datetime.fromisoformat(manifest.image.created_at).timestamp())
     packed = zstandard.ZstdCompressor(compression_params=parameters).stream_writer(out, closefd=False)  # type: ignore[arg-type]
     document = encode(manifest)

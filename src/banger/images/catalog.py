@@ -6,10 +6,12 @@ import secrets
 import stat
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from banger.images.boot import with_root_type
 from banger.images.legacy import upgrade
 from banger.images.locks import image_alone
 from banger.model.errors import Conflict, Invalid, NotFound
@@ -112,7 +114,7 @@ def read_document(where: ImagePaths) -> Image:
         raise _broken(where, f"it has format {image.format}, which no banger has made")
     if missing := [role for role in REQUIRED_PARTS if role not in image.parts]:
         raise _broken(where, f"image.json has no {missing[0]}")
-    return image
+    return msgspec.structs.replace(image, boot_args=with_root_type(image.boot_args))
 
 
 def _is_newer(version: object) -> bool:
@@ -154,7 +156,8 @@ def part_changed(where: ImagePaths, part: ImagePart) -> str:
     """Says so when somebody has written to the file of a registered image, which is there; else empty."""
     path = where.directory / part.file
     if part.modified_ns and path.stat().st_mtime_ns != part.modified_ns:
-        return f"{path} was changed after it was registered"
+        changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        return f"{path} was changed after it was registered, at {changed}"
     return ""
 
 
@@ -162,12 +165,16 @@ def damaged_hint(name: str, *, managed: bool = True) -> str:
     """What to do about a damaged image."""
     if managed:
         return f"`banger image delete {name}`, and make it again"
-    return f"put its files back as they were, or `banger image delete {name}` and register it again"
+    return (
+        f"`banger image register {name}` looks at its files again, and takes them when they have the same content; "
+        "with --rootfs, --kernel and --replace it takes others"
+    )
 
 
 def _broken(where: ImagePaths, what: str, *, managed: bool = True) -> Invalid:
     name = where.directory.name
-    return Invalid(f"the image {name} is damaged: {what}", hint=damaged_hint(name, managed=managed))
+    state = "is damaged" if managed else "is not what was registered"
+    return Invalid(f"the image {name} {state}: {what}", hint=damaged_hint(name, managed=managed))
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from banger.images import opencode
 from banger.images.apt_sources import host_sources, mirror_source
 from banger.images.baseline import baseline
+from banger.images.boot import BOOT_ARGS
 from banger.images.catalog import check_free, publish, workspace
 from banger.images.confine import require_root, run_confined
 from banger.images.draft import Draft, describe
@@ -45,13 +46,6 @@ PACKAGES = (
 )
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "dpkg-deb": "dpkg",
             "depmod": "kmod", "chroot": "coreutils", "unshare": "util-linux", "setpriv": "util-linux"}  # fmt: skip
-# The disk and the console; then what an emulated PC would make the kernel probe or test for nothing:
-# PS/2 ports, the timer's interrupt, more serial ports, crypto self-tests. The console log stays plain text.
-BOOT_ARGS = (
-    "console=ttyS0 root=/dev/vda rootfstype=ext4 rw panic=-1 reboot=k loglevel=4 "
-    "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd 8250.nr_uarts=1 "
-    "random.trust_cpu=on tsc=reliable no_timer_check cryptomgr.notests mitigations=off SYSTEMD_COLORS=0"
-)
 MEMORY_MIB = 128  # measured: the least with which a machine of this image gets healthy
 # what the baseline calls otherwise than people do: the link, and what it leads to where that is there
 _ALIASES = {"/usr/local/bin/fd": "/usr/bin/fdfind"}

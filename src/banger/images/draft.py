@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from banger.images.catalog import measure_parts
+from banger.images.manifest import Package
 from banger.model.image import WORK_SEED, Image
 from banger.paths import ImagePaths
 
@@ -17,11 +18,13 @@ class Draft:
 
     image  as it will be, but for parts, packages and seed_key, which come of the files
     home   a filesystem and a directory in it that the work seed is made of; None: the root's own /root
+    besides  packages that came without the root's package manager, and that the image it was made of has not
     """
 
     directory: Path
     image: Image
     home: tuple[Path, str] | None = None
+    besides: tuple[Package, ...] = ()
 
     @property
     def files(self) -> ImagePaths:

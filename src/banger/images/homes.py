@@ -1,14 +1,14 @@
 """Root's home, read out of an unmounted filesystem: of an image's root, or of its work seed."""
 
-import re
 import secrets
 import shutil
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
-from banger.images.unmounted import PROMPT, Reader, make_scratch
+from banger.images.unmounted import make_scratch
+from banger.images.unmounted_tree import TreeReader
 from banger.model.errors import Invalid, NotFound
 from banger.model.home import AUTHORIZED_KEYS, KEYS_MODE, SSH_DIRECTORY, SSH_MODE
 from banger.model.keys import PublicKey, exchange, fingerprint
@@ -17,11 +17,8 @@ from banger.system.files import in_thread, remove_tree, write_new
 # for so many bytes, held until the end of the block
 Room = Callable[[int], AbstractContextManager[None]]
 ROOT_HOME, SEED_HOME = "/root", "/"  # where the home is in an image's root, and in a work seed
-MAX_FILES, MAX_BYTES, MAX_DEPTH = 50_000, 2 * 1024**3, 64
 _MAX_KEYS = 1024 * 1024
 _HOME = "root"  # what the copy is called, and the last part of ROOT_HOME
-_UNUSED = b"/0/"  # an entry without an inode
-_ENTRY = re.compile(rb"/(\d+)/(\d{6})/\d+/\d+/([^/]+)/(\d*)/")  # inode, mode, uid, gid, name, size
 
 
 @asynccontextmanager
@@ -64,44 +61,10 @@ async def home_keys(filesystem: Path, inside: str, beside: Path) -> list[str]:
     return [found for line in text.decode(errors="replace").splitlines() if (found := fingerprint(line))]
 
 
-class _Reader(Reader):
-    """One that copies a tree as well."""
+class _Reader(TreeReader):
+    """One that says what helps when a home is none that can be copied."""
 
-    async def survey(self, inside: str) -> int:
-        """The bytes that a copy will have. Raises `Invalid` for a tree that is not to be copied."""
-        count = content = 0
-        level, seen = [inside], set[bytes]()
-        for _ in range(MAX_DEPTH):
-            if not level:
-                return content
-            listed = await self.ask([f"ls -p {directory}" for directory in level])
-            level = []
-            for inode, mode, size in self._entries(listed):
-                count, content = count + 1, content + size
-                if count > MAX_FILES or content > MAX_BYTES:
-                    raise self._refused(f"more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB")
-                if stat.S_ISDIR(mode):
-                    if inode in seen:
-                        raise self._refused("a directory in two places")
-                    seen.add(inode)
-                    level.append(f"<{inode.decode()}>")
-        raise self._refused(f"more than {MAX_DEPTH} directories in each other")
-
-    def _entries(self, listed: bytes) -> Iterator[tuple[bytes, int, int]]:
-        """Inode, mode and size of what the directories hold. Raises `Invalid` for names that lead elsewhere."""
-        names = set[bytes]()
-        for line in listed.split(b"\n"):
-            if line.startswith(PROMPT):
-                names.clear()
-            elif line and not line.startswith(_UNUSED):
-                entry = _ENTRY.fullmatch(line)
-                if entry is None or entry[3] in names:
-                    raise self._refused("a name that cannot be one")
-                names.add(entry[3])
-                if entry[3] not in (b".", b".."):
-                    yield entry[1], int(entry[2], 8), int(entry[4] or 0)
-
-    def _refused(self, why: str) -> Invalid:
+    def refused(self, why: str) -> Invalid:
         return Invalid(
             f"the home of root in {self.filesystem.name} cannot be copied: it has {why}",
             hint="make the VM with --no-work-disk: /root stays on its root disk then",
@@ -113,7 +76,7 @@ class _Reader(Reader):
             make_scratch(self.scratch / _HOME)
             await self.ask([f"rdump / {_HOME}"])
         else:
-            await self.ask([f"rdump {inside} ."])
+            await super().dump(inside)
 
 
 def put_key(home: Path, key: PublicKey, old: str) -> None:

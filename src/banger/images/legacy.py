@@ -31,7 +31,6 @@ _UNTOLD: dict[str, Any] = {
     "origin": "",
     "needs_acpi": True,
 }
-_ROOT_TYPE = "rootfstype=ext4"
 
 
 def upgrade(document: Any) -> Any:
@@ -44,15 +43,16 @@ def upgrade(document: Any) -> Any:
     found = _UNTOLD | _renamed(document, FIELDS)
     if isinstance(parts := found.get("parts"), dict):
         found["parts"] = {role: _part(part) for role, part in _renamed(parts, ROLES).items()}
-    if isinstance(words := found.get("boot_args"), str) and "rootfstype=" not in words:
-        found["boot_args"] = f"{words} {_ROOT_TYPE}".strip()
     return found
 
 
 def _renamed(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names[name]: value for name, value in given.items() if name in names} | {
-        name: value for name, value in given.items() if name not in names
-    }
+    found = {}
+    for name, value in given.items():
+        today = names.get(name, name)
+        if today == name or today not in given:
+            found[today] = value
+    return found
 
 
 def _part(part: Any) -> Any:

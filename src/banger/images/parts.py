@@ -27,7 +27,11 @@ from banger.system.locks import FileLock
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LOCK_S = 30.0
 # the names of parts that are ever replaced, as an image is made with them and as `_measure` calls them
-_REPLACEABLE = re.compile(r"(work-seed(-[0-9a-f]{8})?\.ext4|initramfs(-[0-9a-f]{8})?\.cpio)")
+_REPLACEABLE = re.compile(
+    r"work-seed(-[0-9a-f]{8})?\.ext4|initramfs(-[0-9a-f]{8})?\.cpio|(vmlinux|packages|kernel)-[0-9a-f]{8}(\.\w+)?"
+)
+# what a promotion that was cut short has copied into a registered image
+_COPIED = re.compile(r"root\.ext4|bzImage|vmlinux|kernel\.config|packages\.json")
 _SEED = re.compile(r"work-seed(-[0-9a-f]{8})?\.ext4")
 log = logging.getLogger(__name__)
 
@@ -90,6 +94,11 @@ def _unused(where: ImagePaths, names: re.Pattern[str], images: Iterable[Image]) 
     return [path for path in where.directory.iterdir() if names.fullmatch(path.name) and path.name not in used]
 
 
+def _left(where: ImagePaths, image: Image) -> list[Path]:
+    """The files in an image's directory that are no parts of it, and were or were about to be."""
+    return _unused(where, _REPLACEABLE, (image,)) + ([] if image.managed else _unused(where, _COPIED, (image,)))
+
+
 def _remove(where: ImagePaths, names: re.Pattern[str], images: Iterable[Image]) -> None:
     for path in _unused(where, names, images):
         path.unlink()
@@ -99,7 +108,7 @@ def replaced_parts(paths: Paths) -> list[Path]:
     """The files of parts that were replaced, in all images: nobody may be about to open one, nor be replacing any."""
     found = []
     for image in list_images(paths):
-        found += _unused(paths.image(image.name), _REPLACEABLE, (read_metadata(paths.image(image.name)),))
+        found += _left(paths.image(image.name), read_metadata(paths.image(image.name)))
     return found
 
 
@@ -110,7 +119,8 @@ def sweep_parts(paths: Paths) -> None:
         lock = FileLock(where.lock)
         try:
             if lock.try_acquire():
-                _remove(where, _REPLACEABLE, (find_image(paths, image.name),))
+                for path in _left(where, find_image(paths, image.name)):
+                    path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot look for what is left over in the image %s: %s", image.name, error)
         finally:
@@ -118,11 +128,12 @@ def sweep_parts(paths: Paths) -> None:
 
 
 async def bring_up_to_date(paths: Paths, image: Image) -> Image:
-    """The image with a first process that this banger's machines need; the image itself when it has one.
+    """The image with a first process that this banger's machines need; the image itself when it has one, or somebody
+    else's.
 
     Raises `HostRequirement` where the image's directory cannot be written, and like `replace_parts`.
     """
-    if image.init_version >= INIT_VERSION:
+    if image.init_version >= INIT_VERSION or image.init_version == 0:
         return image
     try:
         async with workspace(paths) as work:

@@ -13,8 +13,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from banger.images.catalog import workspace
 from banger.images.parts import replaced_parts
 from banger.model.catalogue import PrunedKind
@@ -26,14 +24,7 @@ LAYERS, DOWNLOADS, PACKAGES, IMPORTS, PARTS = "layers", "downloads", "packages",
 KINDS = (LAYERS, IMPORTS, PARTS, DOWNLOADS, PACKAGES)
 PACKAGE_CACHES = ("debian",)  # below the cache directory, by distribution
 _DOOMED = ".pruned-"
-_MAX_LAYER = 1024 * 1024
 _UNFINISHED_S = 86400.0  # a layer without its other half may be in the making for so long
-
-
-class _Layer(msgspec.Struct):
-    """What is read of KEY.json: the layer that this one lies over."""
-
-    parent: str | None = None
 
 
 class Selection(NamedTuple):
@@ -63,17 +54,13 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def old_layers(directory: Path, older_than: float) -> list[Path]:
-    """The files of layers that were last used before this, nobody has open, and no layer that stays lies over.
+    """The files of layers that were last used before this, and that nobody has locked.
 
     A layer's use is the later time of change of its two files. Halves of layers go a day after they were made.
     """
     keys = {path.stem for path in _entries(directory) if path.suffix in (".qcow2", ".json")}
-    kept = {key for key in keys if not _is_old(directory, key, older_than)}
-    for key in sorted(kept):
-        while (parent := _parent(directory, key)) and parent in keys - kept:
-            kept.add(parent)
-            key = parent
-    files = [directory / f"{key}{suffix}" for key in sorted(keys - kept) for suffix in (".json", ".qcow2")]
+    old = sorted(key for key in keys if _is_old(directory, key, older_than))
+    files = [directory / f"{key}{suffix}" for key in old for suffix in (".json", ".qcow2")]
     return [file for file in files if file.exists()]
 
 
@@ -82,14 +69,6 @@ def _is_old(directory: Path, key: str, older_than: float) -> bool:
     if len(files) < 2:
         older_than = min(older_than, time.time() - _UNFINISHED_S)
     return all(file.stat().st_mtime < older_than and not _is_locked(file) for file in files)
-
-
-def _parent(directory: Path, key: str) -> str | None:
-    try:
-        with (directory / f"{key}.json").open("rb") as file:
-            return msgspec.json.decode(file.read(_MAX_LAYER), type=_Layer).parent
-    except (OSError, msgspec.MsgspecError):
-        return None
 
 
 def _is_locked(path: Path) -> bool:

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from banger.jobs.output import OutputGate
 from banger.model.errors import BangerError, Busy, Cancelled, Internal, Timeout
 from banger.model.names import new_id
 from banger.model.operation import Event, EventKind, Operation, OperationState
+from banger.model.text import harmless
 from banger.store.operations import OperationStore
 
 PROGRESS_EVERY_S = 0.25
@@ -21,10 +23,17 @@ Work = Callable[["Job"], Awaitable[Any]]
 class Job:
     """What an operation's work is given: stages, progress, notes, and the undo stack."""
 
-    def __init__(self, operation: Operation, emit: Callable[[EventKind, dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        operation: Operation,
+        emit: Callable[[EventKind, dict[str, Any]], None],
+        release: Callable[[str], None] = lambda target: None,
+    ) -> None:
         self.operation = operation
         self._emit = emit
+        self._release = release
         self._last_progress = 0.0
+        self._output = OutputGate(lambda data: emit(EventKind.OUTPUT, data))
         self._undo = AsyncExitStack()
 
     @asynccontextmanager
@@ -42,6 +51,7 @@ class Job:
                 raise
             raise Timeout(f"the stage {name!r} took longer than {deadline_s:g} s") from error
         finally:
+            self._output.flush()
             self._emit(EventKind.STAGE_END, {"stage": name, "seconds": time.monotonic() - begun, "ok": ok})
 
     def progress(self, done: int, total: int | None, unit: str) -> None:
@@ -55,6 +65,14 @@ class Job:
         """One line for the person who watches."""
         self._emit(EventKind.NOTE, {"text": text})
 
+    def output(self, text: str) -> None:
+        """One line that a program of the present stage has printed; a flood of them is thinned."""
+        self._output.line(harmless(text))
+
+    def release(self, target: str) -> None:
+        """Let others work on a target that this operation holds, and needs no more, nor to undo anything."""
+        self._release(target)
+
     def undo(self, text: str, action: Callable[[], Awaitable[None]]) -> None:
         """Push what takes the step just done back; it runs, newest first, unless the work succeeds."""
 
@@ -63,6 +81,10 @@ class Job:
             await action()
 
         self._undo.push_async_callback(step)
+
+    def keep(self) -> None:
+        """What was made so far stays, whatever comes."""
+        self._undo.pop_all()
 
     async def run(self, work: Work) -> Any:
         """Run the work; on failure or cancellation unwind the undo stack before the error goes on."""
@@ -107,11 +129,19 @@ class Operations:
         self._holders.update(dict.fromkeys(held, operation))
         self._wakers[operation.id] = asyncio.Event()
         self._sequence[operation.id] = 0
-        job = Job(operation, lambda event, data: self._emit(operation.id, event, data))
+        job = Job(
+            operation,
+            lambda event, data: self._emit(operation.id, event, data),
+            lambda target: self._let_go(operation, target),
+        )
         task = asyncio.create_task(job.run(work), name=f"{kind} {target}")
         self._tasks[operation.id] = task
         task.add_done_callback(lambda ended: self._finish(operation, ended))
         return operation
+
+    def _let_go(self, operation: Operation, target: str) -> None:
+        if (holder := self._holders.get(target)) is not None and holder.id == operation.id:
+            del self._holders[target]
 
     def _emit(self, operation_id: str, kind: EventKind, data: dict[str, Any]) -> None:
         self._sequence[operation_id] += 1

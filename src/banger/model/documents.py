@@ -4,7 +4,10 @@ from typing import TypedDict
 
 
 class VmDocument(TypedDict):
-    """What is told of a VM. Sizes in bytes, memory in MiB, times as RFC 3339 in UTC; uptime null unless it runs."""
+    """What is told of a VM. Sizes in bytes, memory in MiB, times as RFC 3339 in UTC; uptime null unless it runs.
+
+    `build` is the image that is being built in it; empty for a VM of a person's.
+    """
 
     id: str
     name: str
@@ -29,6 +32,7 @@ class VmDocument(TypedDict):
     uptime_s: float | None
     health: str
     opencode: bool
+    build: str
     problem: str
     engine_pid: int | None
     vsock_socket: str

@@ -15,12 +15,20 @@ class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Of a registered image, the file may be somebody's elsewhere: an absolute path then, with the time of its last
     change (nanoseconds since the epoch), by which a change is seen without reading it.
+
+    formerly  absolute paths of files with the same content that were this part before: a VM's root disk may name one
     """
 
     file: str
     bytes: int
     sha256: str
     modified_ns: int = 0
+    formerly: tuple[str, ...] = ()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the file is somebody's, and not in the image's directory."""
+        return self.file.startswith("/")
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,8 +133,25 @@ class ImportSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     path   absolute, of an archive, a pipe that gives one, or a directory with an OCI layout
     name   what the image shall be called; None: as it was called where it was exported
     check  only look whether the archive is whole and sound; the result is a `Verified`
+    oci    for an OCI layout or a docker archive
     """
 
     path: str
     name: str | None = None
     check: bool = False
+    oci: "OciOptions | None" = None
+
+
+class OciOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an OCI image becomes a machine's.
+
+    tag          which image of several, by tag or digest
+    kernel_from  the image whose kernel its machines get; None: the newest of Debian that is managed
+    size_bytes   of the root disk; None: 4 GiB, or more where that is needed
+    install      packages that a machine needs are installed, by the image's own programs
+    """
+
+    tag: str = ""
+    kernel_from: str | None = None
+    size_bytes: int | None = None
+    install: bool = True

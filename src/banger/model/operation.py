@@ -20,12 +20,14 @@ class EventKind(StrEnum):
     stage_begin  {"stage"}                       stage_end  {"stage", "seconds", "ok"}
     progress     {"done", "total" | null, "unit"}  note       {"text"}
     undo         {"text"}                        end        {"state", "error" | null}
+    output       {"text", "skipped"}: a line that a program printed, and how many before it are not told
     """
 
     STAGE_BEGIN = "stage_begin"
     STAGE_END = "stage_end"
     PROGRESS = "progress"
     NOTE = "note"
+    OUTPUT = "output"
     UNDO = "undo"
     END = "end"
 

@@ -124,7 +124,8 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
 
     `engine_reason` says why this engine runs it; `jailed`, that it does so in a chroot, as a user of its own;
     `opencode`, that its image has the server and it shall run. `work_disk_bytes` is 0 for a VM without a work disk;
-    `keep_work_disk` names the volume that its work disk becomes when it is deleted.
+    `keep_work_disk` names the volume that its work disk becomes when it is deleted. `build` names the image that is
+    being built in it: such a VM is the build's, and goes with it.
     """
 
     id: str
@@ -150,6 +151,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     opencode: bool = False
     work_disk_bytes: int = 0
     keep_work_disk: str = ""
+    build: str = ""
 
     @property
     def memory_bytes(self) -> int:

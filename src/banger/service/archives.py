@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from banger.images.embedded_key import exchange_key
 from banger.images.homes import ROOT_HOME, SEED_HOME
 from banger.images.locks import image_in_use
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import Conflict, HostRequirement, Invalid, Unsupported
+from banger.model.errors import Conflict, HostRequirement, Invalid
 from banger.model.image import WORK_SEED, Exported, ExportSpec, Image, ImagePart, ImportSpec, Verified
 from banger.model.names import validate_name
 from banger.model.operation import Operation
@@ -31,6 +31,7 @@ from banger.model.sizes import MIB, show_size
 from banger.paths import ImagePaths, Paths
 from banger.service.admission import Admission
 from banger.service.bundle import RuntimeBundle
+from banger.service.catalogue import image_target
 from banger.storage.copies import copy_disk
 from banger.system.ext4 import check_ext4
 from banger.system.files import in_thread, make_read_only, sha256_of, sync_path
@@ -43,24 +44,31 @@ _FILESYSTEMS = {"root": ROOT_HOME, WORK_SEED: SEED_HOME}  # and where in them ro
 
 
 class Archives:
-    """Exports and imports."""
+    """Exports and imports; `others` begins the import of an archive that is not banger's."""
 
     def __init__(
-        self, paths: Paths, settings: Settings, operations: Operations, bundle: RuntimeBundle, admission: Admission
+        self,
+        paths: Paths,
+        settings: Settings,
+        operations: Operations,
+        bundle: RuntimeBundle,
+        admission: Admission,
+        others: Callable[[ImportSpec], Operation],
     ) -> None:
         self._paths = paths
         self._largest = settings.import_max_mib * MIB
         self._operations = operations
         self._bundle = bundle
         self._admission = admission
+        self._others = others
 
     def export_image(self, name: str, spec: ExportSpec) -> Operation:
         """Begin `image.export`. Raises `NotFound`, `Conflict` when the file is there, `Invalid`."""
-        self._operations.check_free(f"image/{name}")
+        self._operations.check_free(image_target(name))
         image = catalog.find_image(self._paths, name)
         if not spec.stream:
             check_target(Path(spec.path), force=spec.force)
-        return self._operations.begin("image.export", f"image/{name}", lambda job: self._export(job, image, spec))
+        return self._operations.begin("image.export", image_target(name), lambda job: self._export(job, image, spec))
 
     def import_image(self, spec: ImportSpec) -> Operation:
         """Begin `image.import`, of whatever kind of archive. Raises `NotFound`, `Invalid`, `Conflict`."""
@@ -69,14 +77,16 @@ class Archives:
             raise Invalid(f"{path} is not absolute")
         if spec.name is not None:
             self._check_free(spec.name)
-        if (path.is_file() or path.is_dir()) and (kind := kind_of(path)) != "banger":
-            raise Unsupported(f"{path} is an archive of another kind ({kind})")
+        if (path.is_file() or path.is_dir()) and kind_of(path) != "banger":
+            return self._others(spec)
+        if spec.oci is not None:
+            raise Invalid(f"{path} is an archive of banger's own", hint="leave out what is for OCI images only")
         return self._operations.begin("image.import", f"archive/{path}", lambda job: self._import(job, path, spec))
 
     async def sweep(self) -> None:
         """Remove what a killed daemon had half written; parts that were complete stay. At start only."""
         await in_thread(sweep_targets, self._paths.exports)
-        for directory in self._paths.imports.glob("*/"):
+        for directory in self._paths.imports.glob("[!.]*/"):
             await in_thread(tidy, directory)
 
     async def _export(self, job: Job, image: Image, spec: ExportSpec) -> Exported:
@@ -94,7 +104,7 @@ class Archives:
                     pack(manifest, parts, out, stop, lambda done: told(done, manifest.stored))
                 return Exported(image.name, spec.path, out.count, manifest.stored)
 
-        with image_in_use(files["root"]):
+        with image_in_use(files["root"], image.name):
             async with job.stage("pack", deadline_s=MOVE_S):
                 return await _with_progress(job, work)
 
@@ -133,7 +143,7 @@ class Archives:
         def work(stop: Stop, told: Callable[[int, int], None]) -> None:
             reader.parts(stop, manifest, directory, kept, lambda done: told(done, manifest.stored))
 
-        with self._admission.room(needed):
+        with self._admission.room(needed) if needed else nullcontext():
             async with job.stage("unpack" if directory is not None else "read", deadline_s=MOVE_S):
                 await _with_progress(job, work)
 

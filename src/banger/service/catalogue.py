@@ -94,7 +94,7 @@ class Catalogue:
 
     def _check_no_vms(self, name: str, how: str, then: str) -> None:
         if vms := self._vms_of(name):
-            each = vms[0] if len(vms) == 1 else "each"
+            each = vms[0] if len(vms) == 1 else "NAME"
             raise Conflict(
                 f"the image {name} {how} the VM{'s' if len(vms) > 1 else ''} {', '.join(vms)}",
                 hint=f"`banger vm delete {each}`, or stop it and give it another image by "

@@ -1,11 +1,16 @@
 """Checks of a stopped VM's disks, which change nothing."""
 
+import contextlib
+
+from banger.images.catalog import part_path, read_metadata
 from banger.jobs.operations import Job, Operations
 from banger.model.documents import DiskCheck
+from banger.model.errors import Invalid
 from banger.model.operation import Operation
 from banger.model.vm import Vm
 from banger.paths import Paths
 from banger.service.admission import Admission
+from banger.service.disks import former_base
 from banger.service.volumes import check_stopped
 from banger.storage import check
 from banger.store.vms import VmStore
@@ -44,4 +49,8 @@ class CheckService:
             return await check.check_disk("root disk", paths.root_copy, job, room)
         if paths.root_changes.exists():
             return DiskCheck(part="root disk", ok=True, notes=["what device-mapper wrote was not looked at"])
-        return await check.check_overlay(paths.root_overlay, self._paths.image(vm.image).root, job, room)
+        base, former = self._paths.image(vm.image).root, None
+        with contextlib.suppress(Invalid):  # damaged, which its disk need not be
+            image = read_metadata(self._paths.image(vm.image))
+            base, former = part_path(self._paths, image, "root"), former_base(paths.root_overlay, image)
+        return await check.check_overlay(paths.root_overlay, base, job, room, former)

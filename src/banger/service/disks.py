@@ -7,7 +7,7 @@ import msgspec
 
 from banger.engine.select import Engine
 from banger.guest.channel import Guest
-from banger.images.catalog import find_image, part_path
+from banger.images.catalog import find_image, part_path, read_metadata
 from banger.images.locks import image_in_use
 from banger.images.parts import bring_up_to_date
 from banger.jobs.operations import Job
@@ -23,11 +23,12 @@ from banger.service.bundle import RuntimeBundle
 from banger.service.seeds import WorkSeeds
 from banger.storage import volumes
 from banger.storage.mapped import attach_root, detach_root
-from banger.storage.overlays import create_root_overlay, create_root_raw
+from banger.storage.overlays import change_base, create_root_overlay, create_root_raw
 from banger.storage.repair import mend
 from banger.storage.work_disks import create_work_disk, disk_size, enlarge_work_disk
 from banger.system.ext4 import read_superblock
 from banger.system.files import in_thread
+from banger.system.qcow2 import read_qcow2
 
 GROW_S = 60.0
 
@@ -47,6 +48,10 @@ def root_size(spec: VmSpec, image: Image) -> int:
 def work_size(spec: VmSpec, image: Image) -> int:
     """Bytes of a new VM's work disk; 0 for none. Raises `Invalid` when it would be smaller than the image's seed."""
     least = image.parts[WORK_SEED].bytes if WORK_SEED in image.parts else 0
+    if not image.init_version:
+        if spec.work_disk_bytes:
+            raise no_work_disk(image, "leave --work-disk out")
+        return 0
     if spec.work_disk_bytes is None:
         return max(DEFAULT_WORK_DISK_BYTES, least)
     if 0 < spec.work_disk_bytes < least:
@@ -55,6 +60,15 @@ def work_size(spec: VmSpec, image: Image) -> int:
             hint=f"choose --work-disk {least >> 20}M or more, or --no-work-disk",
         )
     return spec.work_disk_bytes
+
+
+def no_work_disk(image: Image, instead: str) -> Invalid:
+    """Why a VM of this image has no work disk; what to do `instead` of asking for one."""
+    return Invalid(
+        f"the initramfs of the image {image.name} is not banger's, and mounts no work disk",
+        hint=f"{instead}: /root is on the root disk then; or register the image without --initramfs, so that banger "
+        "makes one",
+    )
 
 
 def check_growth(vm: Vm, size: int, work_disk: Path) -> None:
@@ -84,6 +98,21 @@ def changed_to(vm: Vm, image: Image, paths: Paths) -> Vm:
         opencode=image.has_opencode and not declined,
         problem="",
     )
+
+
+def former_base(overlay: Path, image: Image) -> Path | None:
+    """The file behind an overlay where that was the image's root before, and is not now; None when nothing is to do.
+
+    An overlay that cannot be, or names something else, is for others to refuse.
+    """
+    formerly = image.parts["root"].formerly
+    if not formerly or not overlay.exists():
+        return None
+    try:
+        named = read_qcow2(overlay).backing
+    except Invalid:
+        return None
+    return Path(named) if named in formerly and named != image.parts["root"].file else None
 
 
 class Disks:
@@ -180,7 +209,8 @@ class Disks:
 
     async def grow(self, job: Job, vm: Vm) -> None:
         """Let a guest that runs grow its filesystems to the size of their disks, where they are smaller."""
-        image, paths = find_image(self._paths, vm.image), self._paths.vm(vm.id)
+        # whatever has become of a registered image's files meanwhile
+        image, paths = read_metadata(self._paths.image(vm.image)), self._paths.vm(vm.id)
         smaller = ["/"] if vm.disk_bytes > image.parts["root"].bytes else []
         if vm.work_disk_bytes and read_superblock(paths.work_disk).bytes < disk_size(paths.work_disk):
             smaller.append("/root")
@@ -197,13 +227,20 @@ class Disks:
         except (Unsupported, CommandFailed) as error:
             job.note(f"{error.message}: it stays smaller than its disk")
 
-    async def attach_root(self, job: Job, vm: Vm) -> Path:
+    async def attach_root(self, job: Job, vm: Vm, image: Image) -> Path:
         """The root disk as an engine that is about to start opens it: the file, or the device that is put together."""
-        paths = self._paths.vm(vm.id)
+        paths, base = self._paths.vm(vm.id), part_path(self._paths, image, "root")
+        await self._follow_root(job, paths.root_overlay, image, base)
         if not paths.root_changes.exists():
             return paths.root_disk
-        base = part_path(self._paths, find_image(self._paths, vm.image), "root")
         return await attach_root(vm.id, base, paths.root_changes, vm.disk_bytes, job.note)
+
+    async def _follow_root(self, job: Job, overlay: Path, image: Image, base: Path) -> None:
+        """An overlay that names a file which was the image's root before is told the one that is it now."""
+        if not (former := former_base(overlay, image)):
+            return
+        await change_base(overlay, former, base)
+        job.note(f"the root disk lay over {former}; it lies over {base} now, which has the same content")
 
     async def detach_root(self, vm: Vm) -> None:
         """Take a device apart again, once nobody has it open. Of a file nothing is to be done."""

@@ -95,7 +95,7 @@ class Drafts:
         if found is None:
             job.note("no package database is known in it: there is no list of its packages")
             return 0
-        packages = in_order([*found, *await self._besides(draft)])
+        packages = in_order([*found, *await self._besides(draft), *draft.besides])
         await in_thread(write_manifest, manifest, packages)
         return len(packages)
 
@@ -110,7 +110,7 @@ class Drafts:
                 known = await read_packages(part_path(self._paths, parent, "root"), draft.directory) or []
         except (NotFound, Invalid, KeyError):
             return []
-        names = {(package["name"], package["arch"]) for package in known}
+        names = {(package["name"], package["arch"]) for package in (*known, *draft.besides)}
         return [package for package in listed if (package["name"], package["arch"]) not in names]
 
     async def _work_seed(self, job: Job, draft: Draft) -> str:
@@ -124,6 +124,8 @@ class Drafts:
             try:
                 await remake_work_seed(source, inside, seed, self._room, key=key, old=draft.image.seed_key)
             except Invalid as error:
+                if draft.home is not None:
+                    raise  # it was asked for
                 job.note(f"{error.message}; there is no work seed")
                 seed.unlink(missing_ok=True)
                 return ""

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,16 @@ from banger.images.catalog import find_image, part_path
 from banger.images.locks import ImageLocks, image_in_use
 from banger.jobs.operations import Job
 from banger.model.engine import NO_SPACE, Capabilities
-from banger.model.errors import BangerError, CommandFailed, GuestUnreachable, HostRequirement, NotFound, Timeout
+from banger.model.errors import (
+    BangerError,
+    CommandFailed,
+    Conflict,
+    GuestUnreachable,
+    HostRequirement,
+    Invalid,
+    NotFound,
+    Timeout,
+)
 from banger.model.firecracker import Vm as VmStateDocument
 from banger.model.image import Image
 from banger.model.machine import Disk, Machine
@@ -172,9 +181,10 @@ class Lifecycle:
     async def _launch(self, job: Job, engine: Engine, vm: Vm) -> tuple[Vm, Machine]:
         """The VM with its process, and the machine as its engine must be told it."""
         paths = self._paths.vm(vm.id)
-        base = part_path(self._paths, find_image(self._paths, vm.image), "root")
-        with image_in_use(base, vm.image) as held:
-            machine = self._machine(vm, await self._disks.attach_root(job, vm))
+        image = find_image(self._paths, vm.image)
+        base = part_path(self._paths, image, "root")
+        with image_in_use(base, image.name) as held:
+            machine = self._machine(vm, image, await self._disks.attach_root(job, vm, image))
             if vm.jailed:
                 self._image_locks.acquire(vm.id, base, vm.image)
             process, machine = await start_engine(engine, machine, paths, self._paths.jail(vm.id), (held,))
@@ -182,8 +192,8 @@ class Lifecycle:
         self._vms.update(vm)
         return vm, machine
 
-    def _machine(self, vm: Vm, root: Path) -> Machine:
-        paths, image = self._paths, find_image(self._paths, vm.image)
+    def _machine(self, vm: Vm, image: Image, root: Path) -> Machine:
+        paths = self._paths
         return Machine(
             id=vm.id,
             hostname=vm.name,
@@ -291,6 +301,15 @@ class Lifecycle:
         await self._disks.grow_or_tell(job, vm)
         return vm
 
+    @contextlib.asynccontextmanager
+    async def standing_still(self, vm: Vm) -> AsyncIterator[None]:
+        """A running guest's processors stand still within the block, its disk written out; nobody is told."""
+        await self._set_state(vm, "Paused")
+        try:
+            yield
+        finally:
+            await self._set_state(vm, "Resumed")
+
     async def _is_paused(self, vm: Vm) -> bool:
         try:
             return (await EngineApi(self._paths.vm(vm.id).api_socket).info()).state == "Paused"
@@ -333,7 +352,8 @@ class Lifecycle:
         if vm.process is None or not await adopt(vm.process, vm.id, self._paths.vm(vm.id)):
             return False
         if vm.jailed:
-            with contextlib.suppress(NotFound):  # its root disk may need the image no more
+            # its root disk may need the image no more, and a registered one's files may be gone
+            with contextlib.suppress(NotFound, Invalid, Conflict):
                 base = part_path(self._paths, find_image(self._paths, vm.image), "root")
                 self._image_locks.acquire(vm.id, base, vm.image)
         return True

@@ -11,6 +11,7 @@ from banger.model.vm import LIVE, Vm, VmState
 from banger.paths import Paths
 from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
+from banger.service.stillness import wake
 from banger.service.volumes import keep_work_disk
 from banger.store.vms import VmStore
 from banger.system.e2fsprogs import reclaim
@@ -42,8 +43,9 @@ class Reconciler:
         work_disk = self._paths.vm(vm.id).work_disk
         if work_disk.exists():
             reclaim(work_disk)  # a program that was ended with the daemon before had it
-        if vm.state in (VmState.CREATING, VmState.DELETING):
-            log.warning("vm %s: was %s when the daemon ended; removing it", vm.name, vm.state)
+        if vm.build or vm.state in (VmState.CREATING, VmState.DELETING):
+            was = f"building the image {vm.build}" if vm.build else vm.state
+            log.warning("vm %s: was %s when the daemon ended; removing it", vm.name, was)
             await self._lifecycle.end_engine(vm)
             if await self._keep(vm):
                 await self._lifecycle.remove_files(vm)
@@ -51,6 +53,7 @@ class Reconciler:
             return
         vm = self._with_work_disk(vm)
         if vm.state in LIVE and await self._lifecycle.adopt(vm):
+            await wake(self._paths, vm)
             log.info("vm %s: adopted, engine pid %d", vm.name, vm.process.pid if vm.process else 0)
             self._monitor.watch(vm)
             return

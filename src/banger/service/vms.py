@@ -34,7 +34,7 @@ from banger.model.vm import (
 )
 from banger.model.volume import Volume
 from banger.paths import Paths
-from banger.service.disks import root_size, work_size
+from banger.service.disks import no_work_disk, root_size, work_size
 from banger.service.health import Monitor
 from banger.service.lifecycle import Lifecycle
 from banger.service.logs import LogFollowers
@@ -168,6 +168,9 @@ class VmService:
         return volume
 
     def _new(self, spec: VmSpec, image: Image, volume: Volume | None) -> Vm:
+        check_memory(image, spec.memory_mib, f"choose --memory {image.memory_mib}M or more")
+        if volume is not None and not image.init_version:
+            raise no_work_disk(image, "leave --volume out")
         opencode = image.has_opencode and spec.opencode
         if opencode and spec.memory_mib < OPENCODE_MEMORY_MIB:
             raise _too_little_memory(image, spec.memory_mib, ", or --no-opencode")
@@ -208,17 +211,31 @@ class VmService:
         return self.document(running)
 
     def start(self, reference: str, *, wait_opencode: bool = True) -> Operation:
-        """Begin `vm.start`. Raises `Conflict` when it runs already, `HostRequirement` for a full disk."""
+        """Begin `vm.start`.
+
+        Raises `Conflict` when it runs already, `HostRequirement` for a full disk, `NotFound` or `Invalid` for an image
+        that is gone, damaged, or needs more memory.
+        """
         vm = self._vms.find(reference)
         self._operations.check_free(_target(vm))
         if vm.state is VmState.PAUSED:
             raise Conflict(f"{vm.name} is paused", hint=f"banger vm resume {vm.name}")
         if vm.state in LIVE:
             raise Conflict(f"{vm.name} is running already", hint=f"banger vm show {vm.name}")
-        find_image(self._paths, vm.image)
+        self._check_image(vm)
         self._lifecycle.check_room()
         return self._operations.begin(
             "vm.start", _target(vm), lambda job: self._boot(job, vm, wait_opencode=wait_opencode)
+        )
+
+    def _check_image(self, vm: Vm) -> None:
+        """Raise unless the VM can boot of its image, as it and its files are now."""
+        image = find_image(self._paths, vm.image)
+        check_memory(
+            image,
+            vm.memory_mib,
+            f"make another VM with --memory {image.memory_mib}M or more; `banger vm delete --keep-work-disk {vm.name}` "
+            "keeps its work disk for that",
         )
 
     def change(self, reference: str, change: VmChange) -> Operation:
@@ -236,6 +253,9 @@ class VmService:
                     hint=f"banger vm stop {vm.name}, then try again",
                 )
             self._lifecycle.check_room()
+            check_memory(image, vm.memory_mib, "make another VM of it, with more --memory")
+            if vm.work_disk_bytes and not image.init_version:
+                raise no_work_disk(image, f"make another VM of it, as {vm.name} has a work disk")
             if image.has_opencode and vm.opencode and vm.memory_mib < OPENCODE_MEMORY_MIB:
                 raise _too_little_memory(image, vm.memory_mib, "")
 
@@ -259,8 +279,9 @@ class VmService:
         return self._operations.begin("vm.stop", _target(vm), work)
 
     def restart(self, reference: str, *, force: bool, wait_opencode: bool = True) -> Operation:
-        """Begin `vm.restart`: power off, then boot. Raises `HostRequirement` for a full disk; it runs on then."""
+        """Begin `vm.restart`: power off, then boot. Raises like `start`; it runs on then."""
         vm = self._live(reference)
+        self._check_image(vm)
         self._lifecycle.check_room()
 
         async def work(job: Job) -> VmDocument:
@@ -389,9 +410,19 @@ class VmService:
             uptime_s=round(time.time() - vm.started_at, 1) if vm.started_at else None,
             health=self._monitor.status(vm),
             opencode=vm.opencode,
+            build=vm.build,
             problem=vm.problem,
             engine_pid=vm.process.pid if vm.process else None,
             vsock_socket=str(paths.vsock_socket),
+        )
+
+
+def check_memory(image: Image, memory_mib: int, instead: str) -> None:
+    """Raise `Invalid` when an image's machines need more memory than so many MiB; `instead`: the next step."""
+    if memory_mib < image.memory_mib:
+        raise Invalid(
+            f"the image {image.name} needs {image.memory_mib} MiB of memory, and {memory_mib} MiB were asked for",
+            hint=instead,
         )
 
 

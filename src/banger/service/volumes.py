@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from banger.images.catalog import read_metadata
 from banger.jobs.operations import Job, Operations
 from banger.model.documents import VmDocument, VolumeDocument
 from banger.model.errors import Conflict, Invalid
@@ -14,6 +15,7 @@ from banger.model.operation import Operation
 from banger.model.vm import LIVE, Vm, VmState
 from banger.model.volume import Volume
 from banger.paths import Paths
+from banger.service.disks import no_work_disk
 from banger.storage import volumes
 from banger.store.vms import VmStore
 from banger.system.files import allocated_bytes, in_thread
@@ -49,6 +51,7 @@ class VolumeService:
         target = f"vm/{vm.name}"
         self._operations.check_free(target)
         check_stopped(vm, "get a work disk")
+        self._check_mounts_one(vm, name)
         self._check_has_none(vm, name)
         volumes.check_movable(self._paths, self._paths.volume(name).disk)
 
@@ -60,6 +63,14 @@ class VolumeService:
                 return self._document(self._record(vm.id, self._paths.vm(vm.id).work_disk.stat().st_size))
 
         return self._operations.begin("volume.attach", target, work, also=(volume_target(name),))
+
+    def _check_mounts_one(self, vm: Vm, name: str) -> None:
+        try:
+            image = read_metadata(self._paths.image(vm.image))
+        except Invalid:
+            return  # damaged, or gone: its start will say so
+        if not image.init_version:
+            raise no_work_disk(image, f"make another VM with --volume {name}, of another image")
 
     def _check_has_none(self, vm: Vm, name: str) -> None:
         if vm.work_disk_bytes or self._paths.vm(vm.id).work_disk.exists():

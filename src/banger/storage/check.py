@@ -1,7 +1,6 @@
 """Whether a VM's disks are sound. Nothing of theirs is changed: what needs a repair first is repaired in a copy."""
 
 import json
-import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from banger.model.documents import DiskCheck
-from banger.model.errors import Invalid
+from banger.model.errors import CommandFailed, Invalid
 from banger.model.progress import Progress
 from banger.model.text import harmless
 from banger.storage import fsck
 from banger.storage.copies import Room, copy_disk
+from banger.storage.flatten import flatten
+from banger.storage.overlays import change_base
 from banger.system.bounded import run_bounded
 from banger.system.ext4 import Superblock, read_superblock
 from banger.system.files import allocated_bytes
@@ -25,33 +26,43 @@ NOT_CLOSED = "was not closed; QEMU puts its reference counts right at the next s
 UNFINISHED = "journal to replay, as after a power cut: done in a copy here, by the guest when it boots"
 NOTED = "the guest's kernel has met errors in this filesystem"
 _IMAGE_S = 3600.0
-_PERCENT = re.compile(rb"\((\d+)(?:\.\d+)?/100%\)")
 _LEAKS = 3  # qemu-img check: no damage, but clusters that nothing uses
 
 
-async def check_overlay(overlay: Path, base: Path, progress: Progress, room: Room) -> DiskCheck:
-    """A root disk that is a qcow2 over the image's root `base`: first the qcow2, then the filesystem in it."""
+async def check_overlay(
+    overlay: Path, base: Path, progress: Progress, room: Room, former: Path | None = None
+) -> DiskCheck:
+    """A root disk that is a qcow2 over the image's root `base`: first the qcow2, then the filesystem in it.
+
+    It may name `former`, which was the image's root before, with the same content: a copy of it is looked at then.
+    """
     found = DiskCheck(part="root disk", ok=True, notes=[])
     if not overlay.exists():
         return _fault(found, f"{overlay.name} is missing")
     try:
-        dirty = _check_header(overlay, base)
+        dirty = _check_header(overlay, former or base, base)
     except Invalid as error:
         return _fault(found, error.message)
     async with _scratch(overlay.parent, ".qcow2") as copy, _scratch(overlay.parent, ".ext4") as raw:
         source = overlay
         if dirty:
             found["notes"].append(NOT_CLOSED)
+        if dirty or former is not None:
             await copy_disk(overlay, copy, progress, room)
             source = copy
+        if former is not None:
+            found["notes"].append(f"it names {former}, where the image's root was before; the next start sees to that")
+            await change_base(copy, former, base)
         faults, notes = await _check_tables(source, repair=dirty)
         found["notes"] += notes
         if faults:
             return _fault(found, *faults, "the filesystem in it was not looked at")
         needed = allocated_bytes(base) + allocated_bytes(overlay)
         with room(needed):
-            if failed := await _convert(source, raw, needed, progress):
-                return _fault(found, failed)
+            try:
+                await flatten(source, base, raw, needed, progress)
+            except CommandFailed as error:
+                return _fault(found, harmless(error.message))
             return await _check_filesystem(found, raw)
 
 
@@ -87,13 +98,13 @@ def _fault(found: DiskCheck, *texts: str) -> DiskCheck:
     return found
 
 
-def _check_header(overlay: Path, base: Path) -> bool:
+def _check_header(overlay: Path, named_as: Path, base: Path) -> bool:
     """Whether it was not closed. Raises `Invalid` before any program would open what must not be opened."""
     head = read_qcow2(overlay)
     if head.foreign:
         raise Invalid(f"{overlay.name} has features that banger gives to no disk; it was not opened")
     named = str(overlay.parent.absolute() / head.backing) if head.backing else "none"
-    if (named, head.backing_format) != (str(base.absolute()), "raw"):
+    if (named, head.backing_format) != (str(named_as.absolute()), "raw"):
         told = harmless(f"{named} ({head.backing_format or 'no format'})")
         raise Invalid(f"{overlay.name} lies over {told} and not over the image's {base} (raw); it was not opened")
     if not base.exists():
@@ -120,19 +131,6 @@ async def _check_tables(overlay: Path, *, repair: bool) -> tuple[list[str], list
         faults = [_last_line("qemu-img check", done)]
     leaks = counts.get("leaks")
     return faults, [f"{leaks} clusters are allocated and not used: they take room, and do no harm"] if leaks else []
-
-
-async def _convert(overlay: Path, raw: Path, needed: int, progress: Progress) -> str:
-    """Write what the guest sees of its disk to `raw`, holes kept; returns why that failed."""
-
-    def heard(piece: bytes) -> None:
-        if percents := _PERCENT.findall(piece):
-            progress.progress(needed * int(percents[-1]) // 100, needed, "bytes")
-
-    raw.touch(0o600)
-    argv = [find_program("qemu-img", package="qemu-utils"), "convert", "-p", "-f", "qcow2", "-O", "raw"]
-    done = await run_bounded([*argv, str(overlay), str(raw)], timeout=_IMAGE_S, heard=heard)
-    return _last_line("qemu-img convert", done) if done.status else ""
 
 
 def _last_line(what: str, done: Completed) -> str:

@@ -9,12 +9,14 @@ from banger.model.sizes import MIB, show_size
 from banger.storage.copies import Room, copy_whole
 from banger.storage.mapped import create_changes
 from banger.storage.partial import partial_of
-from banger.system.files import clone_file, in_thread
+from banger.system.files import clone_file, in_thread, sync_path
 from banger.system.process import find_program, run
+from banger.system.qcow2 import read_qcow2
 
 # Subclusters of 2 KiB, below the guest's block of 4: no write copies anything from the image. Reference counts
 # that lag behind cost nothing here, as a qcow2 that was not closed is repaired when it is opened.
 _OPTIONS = "cluster_size=64k,extended_l2=on,lazy_refcounts=on"
+_REBASE_S = 600.0
 NO_SHARING = "this filesystem cannot share blocks (reflink)"
 
 
@@ -32,6 +34,21 @@ async def create_root_overlay(base: Path, overlay: Path, size: int | None = None
         partial.rename(overlay)
     finally:
         partial.unlink(missing_ok=True)
+
+
+async def change_base(overlay: Path, former: Path, base: Path) -> None:
+    """Let an overlay that nothing has open lie over `base` instead of `former`, which has or had the same content.
+
+    Only a name in its header changes, within one block of its filesystem: it is the old one or the new one, whatever
+    happens. Neither file is opened. Raises `Invalid` for a header that is none of ours, `CommandFailed`, `Timeout`.
+    """
+    head = read_qcow2(overlay)
+    if head.foreign or (head.backing, head.backing_format) != (str(former), "raw"):
+        raise Invalid(f"{overlay.name} does not lie over {former}; it was not changed")
+    argv = [find_program("qemu-img", package="qemu-utils"), "rebase", "-q", "-u", "-f", "qcow2", "-F", "raw"]
+    # one that was not closed has its reference counts put right, which can take a while
+    await run([*argv, "-b", str(base.absolute()), str(overlay.absolute())], timeout=_REBASE_S)
+    await in_thread(sync_path, overlay)
 
 
 async def create_root_raw(

@@ -79,10 +79,12 @@ class OperationStore:
 
     def _operation(self, row: tuple[Any, ...]) -> Operation:
         identifier, kind, target, state, created_at, finished_at, result, error = row
+        # of thousands of events, a few
+        ends = self._connection.execute(
+            "SELECT data FROM events WHERE operation = ? AND kind = ? ORDER BY seq", (identifier, EventKind.STAGE_END)
+        )
         stages = tuple(
-            Stage(name=event.data["stage"], seconds=event.data["seconds"], ok=event.data["ok"])
-            for event in self.events(identifier)
-            if event.kind is EventKind.STAGE_END
+            Stage(name=end["stage"], seconds=end["seconds"], ok=end["ok"]) for end in (_plain(data) for (data,) in ends)
         )
         return Operation(
             id=identifier,

@@ -32,6 +32,17 @@ def home() -> Iterator[Home]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def mistaken() -> Iterator[Home]:
+    """A banger in which nothing is installed, and nothing gets installed."""
+    made = Home()
+    made.env["no_proxy"] = "*"
+    made.run("engine", "list")
+    made.run("engine", "list", "--json")
+    yield made
+    made.close()
+
+
 def install_words(server: Mirror, version: str = VERSION) -> tuple[str, ...]:
     content = server.files[f"/v{version}/firecracker-v{version}-x86_64.tgz"]
     words = ("engine", "install", "firecracker", "--version", version)
@@ -109,14 +120,12 @@ def test_two_versions_lie_side_by_side(home: Home, server: Mirror) -> None:
     ],
 )
 def test_a_mistake_is_told_with_the_next_step(
-    home: Home, words: tuple[str, ...], status: int, said: str, hint: str
+    mistaken: Home, words: tuple[str, ...], status: int, said: str, hint: str
 ) -> None:
-    home.run("engine", "list")
-    home.run("engine", "list", "--json")
-    error, told = home.error("engine", *words, status=status).split("\nhint:  ", 1)
+    error, told = mistaken.error("engine", *words, status=status).split("\nhint:  ", 1)
     assert said in error
     assert hint in told
-    assert files_of(home) == []
+    assert files_of(mistaken) == []
 
 
 def test_a_mirror_that_lies_about_a_pinned_release_gets_nothing_installed(home: Home, server: Mirror) -> None:

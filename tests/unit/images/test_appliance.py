@@ -31,7 +31,8 @@ def test_nothing_of_the_images_command_line_starts_another_first_process() -> No
 @pytest.mark.parametrize(
     ("console", "said", "before"),
     [
-        ("one\r\n\r\nbanger-edit tok begins\r\ntwo\r\n\r\nbanger-edit tok 0\r\n", ["0"], ["one", "two"]),
+        ("one\r\n\r\nbanger-edit tok begins\r\ntwo\r\n\r\nbanger-edit tok 0\r\nreboot:\r\n", ["0"], ["two"]),
+        ("one\nbanger-edit tok begins\ntwo\n", ["begins"], ["two"]),
         ("banger-edit tok 1 untrimmed\n", ["1", "untrimmed"], []),
         ("banger-edit tok nodisk\n", [NO_DISK], []),
         # a root may have files with any names, and nobody knows the token

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from banger.images import debian
-from banger.images.debian import BOOT_ARGS, DebianRequest, bootstrap
+from banger.images.boot import BOOT_ARGS
+from banger.images.debian import DebianRequest, bootstrap
 from banger.images.mmdebstrap import Recipe, archive_name, command, drop_documents, mirror_unreachable
 from banger.images.rootfs import Seed
 from banger.model.errors import HostRequirement, Invalid

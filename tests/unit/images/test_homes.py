@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from banger.images import homes
+from banger.images import unmounted_tree
 from banger.images.homes import ROOT_HOME, copied_home, put_key
 from banger.images.work_seed import remake_work_seed
 from banger.model.errors import CommandFailed, Invalid
@@ -95,7 +95,7 @@ def test_a_directory_that_holds_itself_is_refused(tmp_path: Path, tree: Path) ->
 def test_a_home_beyond_a_bound_is_refused(
     tmp_path: Path, tree: Path, bound: str, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(homes, bound, value)
+    monkeypatch.setattr(unmounted_tree, bound, value)
     assert "more than" in _refused(_filesystem(tmp_path, tree), tmp_path / "out")
 
 

@@ -15,7 +15,7 @@ from banger.model.errors import BangerError
 from banger.model.image import WORK_SEED, Verified
 from banger.paths import Paths
 from tests.unit.images.recorder import Recorder
-from tests.unit.images.tiny import OTHER, key, make_image, needs_e2fsprogs
+from tests.unit.images.tiny import OTHER, key, make_image, make_legacy, needs_e2fsprogs
 
 pytestmark = needs_e2fsprogs
 KEY = key("K")
@@ -68,6 +68,44 @@ def test_an_older_image_without_a_seed_is_sound_and_a_seed_of_no_named_key_too(p
     assert any("there is none" in note for note in recorder.notes)
     make_image(paths, "other", KEY.line)
     assert asyncio.run(verify_image(paths, "other", Recorder())).checked[WORK_SEED] == ["sha256", "filesystem"]
+
+
+def test_an_image_of_the_first_bangers_is_sound_and_what_it_lacks_is_said(paths: Paths) -> None:
+    make_image(paths, "debian", KEY.line, older=True)
+    make_legacy(paths, "debian")
+    found, recorder = verify(paths)
+    assert found.checked["agent"] == ["sha256"]
+    assert found.seed_key == ""
+    assert any("no package manifest" in note for note in recorder.notes)
+
+
+def _registered(paths: Paths, kernel: Path) -> None:
+    """An image whose kernel is somebody's file."""
+    image = make_image(paths, "debian", KEY.line, seed_key=KEY.fingerprint)
+    part_path(paths, image, "kernel").rename(kernel)
+    part = msgspec.structs.replace(image.parts["kernel"], file=str(kernel), modified_ns=kernel.stat().st_mtime_ns)
+    changed = msgspec.structs.replace(image, managed=False, parts={**image.parts, "kernel": part})
+    file = paths.image("debian").metadata
+    file.chmod(0o644)
+    file.write_bytes(msgspec.json.encode(changed))
+
+
+def test_a_registered_image_is_verified_where_its_files_lie(paths: Paths, tmp_path: Path) -> None:
+    _registered(paths, kernel := tmp_path / "vmlinux-of-mine")
+    assert verify(paths)[0].checked["kernel"] == ["sha256"]
+    os.utime(kernel, (1, 1))
+    assert faults(paths) == {
+        "kernel": f"{kernel} was changed after it was registered, and has the same content: register it again"
+    }
+    _damage(kernel, lambda content: b"evil!!")
+    assert faults(paths) == {"kernel": f"the content of {kernel} has changed"}
+    _damage(kernel, lambda content: b"longer than before")
+    assert faults(paths) == {"kernel": f"{kernel} has 18 bytes, and had 6 when it was registered"}
+    kernel.unlink()
+    assert faults(paths) == {"kernel": f"{kernel} is gone"}
+    with pytest.raises(BangerError) as caught:
+        verify(paths)
+    assert "register it again" in caught.value.hint
 
 
 def _damage(path: Path, change: Callable[[bytes], bytes]) -> None:

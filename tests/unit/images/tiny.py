@@ -6,7 +6,9 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from banger.images.catalog import measure_parts, publish, workspace
@@ -34,12 +36,27 @@ def room(needed: int) -> Iterator[None]:
     yield
 
 
-def make_image(paths: Paths, name: str, lines: str, *, seed_key: str = "", older: bool = False) -> Image:
+def make_image(
+    paths: Paths, name: str, lines: str, *, seed_key: str = "", older: bool = False, parents: tuple[str, ...] = ()
+) -> Image:
     """An image whose home lets these keys in; an older one has neither a work seed nor an init that mounts it."""
-    return asyncio.run(_make(paths, name, lines, seed_key, older=older))
+    return asyncio.run(_make(paths, name, lines, seed_key, older=older, parents=parents))
 
 
-async def _make(paths: Paths, name: str, lines: str, seed_key: str, *, older: bool) -> Image:
+def make_legacy(paths: Paths, name: str) -> None:
+    """Let an older image's image.json be as the first bangers wrote it: no format, no key, the agent's older name."""
+    where = paths.image(name)
+    document = msgspec.json.decode(where.metadata.read_bytes(), type=dict[str, Any])
+    for field in ("format", "managed", "parents", "memory_mib", "seed_key", "init_version", "packages"):
+        del document[field]
+    for part in document["parts"].values():
+        del part["modified_ns"]
+    document["parts"]["vsock-ping"] = document["parts"]["kernel"]
+    where.metadata.chmod(0o644)
+    where.metadata.write_bytes(msgspec.json.encode(document))
+
+
+async def _make(paths: Paths, name: str, lines: str, seed_key: str, *, older: bool, parents: tuple[str, ...]) -> Image:
     async with workspace(paths) as work:
         home, out = work / "tree/root", ImagePaths(work / "image")
         (home / ".ssh").mkdir(parents=True, mode=0o700)
@@ -57,6 +74,7 @@ async def _make(paths: Paths, name: str, lines: str, seed_key: str, *, older: bo
             name=name, distro="debian", release="12", kernel_release="6", boot_args="rootfstype=ext4",
             parts=measure_parts(out.directory, roles), packages=0, created_at="2026-01-01T00:00:00+00:00",
             origin="test", needs_acpi=True, seed_key=seed_key, init_version=1 if older else INIT_VERSION,
+            parents=parents,
         )  # fmt: skip
         publish(paths, image, out.directory)
     return image

@@ -4,8 +4,11 @@ from litestar import Controller, delete, get, post
 
 from banger.api.services import Services
 from banger.model.catalogue import ImageDocument, PruneSpec, RenameSpec
+from banger.model.commit import CommitSpec
 from banger.model.image import BootstrapSpec, ExportSpec, ImportSpec
 from banger.model.operation import Operation
+from banger.model.recipe import BuildSpec
+from banger.model.registration import PromoteSpec, RegisterSpec
 
 
 class Images(Controller):
@@ -35,6 +38,22 @@ class Images(Controller):
     @post("/bootstrap", status_code=202, summary="Build a distribution's image from its packages")
     async def bootstrap_image(self, data: BootstrapSpec, services: Services) -> Operation:
         return services.images.bootstrap(data)
+
+    @post("/register", status_code=202, summary="Make an image of files that stay where they are")
+    async def register_image(self, data: RegisterSpec, services: Services) -> Operation:
+        return services.registration.register(data)
+
+    @post("/{name:str}/promote", status_code=202, summary="Copy the files of a registered image in")
+    async def promote_image(self, name: str, data: PromoteSpec, services: Services) -> Operation:
+        return services.registration.promote(name, data)
+
+    @post("/build", status_code=202, summary="Build an image from another, by a recipe")
+    async def build_image(self, data: BuildSpec, services: Services) -> Operation:
+        return services.builds.build(data)
+
+    @post("/commit", status_code=202, summary="Make an image of a VM's root")
+    async def commit_image(self, data: CommitSpec, services: Services) -> Operation:
+        return services.commits.commit(data)
 
     @post("/{name:str}/verify", status_code=202, summary="Compare an image with its digests, check its filesystems")
     async def verify_image(self, name: str, services: Services) -> Operation:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from banger.cli.commands import image_catalogue, image_move
+from banger.cli.commands import image_build, image_catalogue, image_commit, image_move, image_register
 from banger.cli.connect import client
 from banger.cli.parser import Parser, Verbs
 
@@ -22,7 +22,9 @@ def register(parser: Parser) -> None:
     )
     verb.add_argument("--offline", action="store_true", help="use what the cache has, without trying to reach anybody")
     verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
+    image_build.register(verbs)
     image_catalogue.register(verbs)
+    image_register.register(verbs)
     verb = verbs.add(
         "verify",
         verify,
@@ -30,6 +32,7 @@ def register(parser: Parser) -> None:
         epilog="Exits with 1 when something is wrong, and names every part that is.",
     )
     verb.add_argument("name", metavar="NAME", help="the image")
+    image_commit.register(verbs)
     image_move.register(verbs)
 
 

@@ -27,12 +27,18 @@ def register(verbs: Verbs) -> None:
         "import",
         import_image,
         "make an image of an archive, whose every byte is checked first",
-        epilog="An import that was interrupted keeps the parts that were complete; importing the same archive again\n"
-        "goes on with them.",
+        epilog="FILE may also be an OCI layout (a directory, or a tar of it) or what `docker save` writes.\n"
+        "An interrupted import of banger's own archive keeps the parts that were complete; importing it again goes on\n"
+        "with them.",
     )
     verb.add_argument("file", metavar="FILE", help="what `banger image export` wrote; - is standard input")
     verb.add_argument("--name", metavar="NEW", help="the image's name here (default: as it was called there)")
     verb.add_argument("--check", action="store_true", help="only look whether the archive is whole and sound")
+    oci = verb.add_argument_group("for OCI and docker images")
+    oci.add_argument("--tag", metavar="TAG", default="", help="which of several images, by tag or digest")
+    oci.add_argument("--kernel-from", metavar="IMAGE", help="whose kernel it gets (default: the newest of Debian)")
+    oci.add_argument("--size", metavar="SIZE", help="of the root disk (default: 4G, or more where needed)")
+    oci.add_argument("--no-install", action="store_true", help="run nothing of the image here; refuse what is missing")
     add_detach(verb)
 
 
@@ -72,7 +78,8 @@ def import_image(arguments: argparse.Namespace) -> int:
 
     path = _path(arguments)
     connection = client()
-    operation = connection.import_image({"path": path, "name": arguments.name, "check": arguments.check})
+    spec = {"path": path, "name": arguments.name, "check": arguments.check, "oci": _oci(arguments)}
+    operation = connection.import_image(spec)
     if not arguments.detach:
         operation = follow(connection, operation)
     if arguments.json:
@@ -84,6 +91,17 @@ def import_image(arguments: argparse.Namespace) -> int:
     else:
         print_image(operation.result)
     return 0
+
+
+def _oci(arguments: argparse.Namespace) -> dict[str, object] | None:
+    """What is only for OCI images; None when nothing of it was said."""
+    from banger.model.sizes import parse_size
+
+    if not (arguments.tag or arguments.kernel_from or arguments.size or arguments.no_install):
+        return None
+    size = parse_size(arguments.size, "the root disk", unit="M") if arguments.size else None
+    install = not arguments.no_install
+    return {"tag": arguments.tag, "kernel_from": arguments.kernel_from, "size_bytes": size, "install": install}
 
 
 def _path(arguments: argparse.Namespace) -> str:
