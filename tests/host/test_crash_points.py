@@ -64,6 +64,13 @@ def _change_both(client: Client) -> Operation:
     return client.set_vm("mine", VmChange(work_disk_bytes=NEWER, image="other"))
 
 
+def _files(client: Client) -> dict[str, str]:
+    """What the image `given` was registered of."""
+    parts = client.show_image("given")["parts"]
+    roles = {"rootfs": "root", "kernel": "bzimage", "initramfs": "initramfs"}
+    return {name: parts[role]["file"] for name, role in roles.items()}
+
+
 SET_IMAGE = Command("set --image", _change_image, images=("small", "other"))
 START = Command("start", lambda client: client.change_vm("mine", "start"))
 DELETE = Command("delete", lambda client: client.delete_vm("mine"), deletes=MINE)
@@ -92,6 +99,9 @@ COMMANDS = (
     Command("image rename", lambda client: client.rename_image("parent", "renamed")),
     Command("image delete", lambda client: client.delete_image("foreign")),
     Command("image prune", lambda client: client.prune_images(everything=True)),
+    Command("image register", lambda client: client.register_image({"name": "fresh", **_files(client)})),
+    Command("image promote", lambda client: client.promote_image("given", None)),
+    Command("image promote --as", lambda client: client.promote_image("given", "copied")),
     Command("check", lambda client: client.check_vm("mine")),
 )
 

@@ -35,6 +35,7 @@ from banger.system.host import start_ticks
 from tests.support.crash_daemon import ENGINE, Plan
 from tests.support.crash_engine import needs_replay
 from tests.support.home import Home
+from tests.unit.images import given
 from tests.unit.images.tiny import key, make_image, make_legacy
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,7 @@ class CrashHome:
         try:
             asyncio.run(make_images(self.paths))
             self.start_daemon()
+            self.done(lambda: self.client.register_image({"name": "given", **self._files()}))
             for name, size in (("mine", OLD), ("bare", 0), ("spare", OLD)):
                 spec = small_vm(name, work_disk_bytes=size)
                 self.done(lambda spec=spec: self.client.create_vm(spec))  # type: ignore[misc]
@@ -168,6 +170,16 @@ class CrashHome:
         except BaseException:
             self.close()
             raise
+
+    def _files(self) -> dict[str, str]:
+        """Files that can be registered as an image: no part of the state, and never changed."""
+        directory = self.home.root / "files"
+        directory.mkdir()
+        kernel, initramfs = directory / "bzImage", directory / "initramfs"
+        kernel.write_bytes(given.compressed(given.vmlinux()))
+        initramfs.write_bytes(given.OURS)
+        root = given.make_root(directory)
+        return {"rootfs": str(root), "kernel": str(kernel), "initramfs": str(initramfs)}
 
     def _programs(self) -> Path:
         """A directory with a firecracker, which reads no overlays."""

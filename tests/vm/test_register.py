@@ -44,7 +44,6 @@ def test_a_machine_of_registered_files_outlives_them_once_they_are_promoted(home
     image = home.json(*register)
     assert (image["managed"], image["distro"]) == (False, "debian")
     assert image["parts"]["root"]["file"] == str(files / "root.ext4")
-    assert "nothing was changed" in home.run(*register).stderr.decode()
     vm = home.json("vm", "create", "--name", "a", "--image", "mine")
     overlay = home.state / "vms" / vm["id"] / "root.qcow2"
     home.run("vm", "exec", "a", "--", "sh", "-c", "echo kept >/etc/kept; echo mine >/root/mine; sync")
@@ -59,7 +58,6 @@ def test_a_machine_of_registered_files_outlives_them_once_they_are_promoted(home
     assert (promoted["managed"], promoted["packages"] > 100) == (True, True)
     assert home.json("image", "promote", "mine") == promoted
     shutil.rmtree(files)
-    home.run("image", "verify", "mine")
     assert home.run("vm", "exec", "a", "--", "cat", "/etc/kept").stdout == b"kept\n"
     told = home.run("vm", "restart", "a").stderr.decode()
     assert f"lay over {files / 'root.ext4'}" in told

@@ -27,13 +27,15 @@ async def unpacking(paths: Paths, raw: bytes) -> AsyncIterator[Path]:
     the complete parts stay in it. Raises `Conflict` while another import has it, `HostRequirement` for a full disk.
     """
     directory = paths.imports / hashlib.sha256(raw).hexdigest()
-    directory.mkdir(parents=True, mode=0o700, exist_ok=True)
-    lock = lock_existing(directory, shared=False)
+    try:
+        directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+        lock = lock_existing(directory, shared=False)
+    except FileNotFoundError:  # the other one has just come to its end
+        lock = None
     if lock is None:
         raise Conflict("this archive is being imported already", hint="`banger operation list` shows it")
     try:
-        await in_thread(tidy, directory)
-        directory.mkdir(exist_ok=True)
+        await in_thread(_clear, directory)
         yield directory
         await remove_tree(directory)
     except Invalid:
@@ -63,11 +65,15 @@ def kept_parts(directory: Path, manifest: Manifest) -> set[str]:
 
 def tidy(directory: Path) -> None:
     """Remove what is no complete part, and a directory that holds none."""
-    for path in directory.iterdir():
-        if path.name not in FILES.values() and not path.is_dir():
-            path.unlink()
+    _clear(directory)
     try:
         directory.rmdir()
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise
+
+
+def _clear(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.name not in FILES.values() and not path.is_dir():
+            path.unlink()

@@ -5,7 +5,6 @@ Names in it are compared, and never used. Nothing is a file of an image before i
 
 import os
 import select
-import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,20 +36,18 @@ class Source:
         self.stop: Stop | None = None
         self.at = 0
         self._descriptor = descriptor
-        self._waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
-        if self._waits:
-            os.set_blocking(descriptor, False)
+        os.set_blocking(descriptor, False)
 
     def read(self, count: int) -> bytes:
         """1 to `count` bytes; none at the end. Raises `Cancelled`, `Timeout`, `OSError`."""
         assert self.stop is not None
         self.stop.check()
         while True:
-            if self._waits:
-                self.stop.wait_for(self._descriptor, select.POLLIN, _SILENCE_S)
             try:
                 data = os.read(self._descriptor, count)
-            except BlockingIOError:  # somebody else was faster
+            except BlockingIOError:
+                # not before: of a FIFO whose writers left before we came, poll(2) does not tell that it has ended
+                self.stop.wait_for(self._descriptor, select.POLLIN, _SILENCE_S)
                 continue
             self.at += len(data)
             return data

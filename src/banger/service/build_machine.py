@@ -10,6 +10,7 @@ import msgspec
 from banger.config import Settings
 from banger.engine.launch import tail
 from banger.guest.channel import Guest
+from banger.guest.stream import drop
 from banger.images.catalog import part_path
 from banger.images.layers import Layers
 from banger.images.locks import image_in_use
@@ -101,20 +102,21 @@ class BuildMachines:
         )  # SSH takes a fifth of a second to import, which no start of a daemon needs
 
         guest = Guest(self._paths.vm(vm.id).vsock_socket)
-        key = await self._bundle.key()
-        async with job.stage("log in", deadline_s=SSHD_S * 2):
-            # the key that the image was made with may have been another
-            let_in = ExecRequest(argv=("sh", "-c", _LET_IN), timeout_s=AGENT_S)
-            done = await guest.run(let_in, stdin=f"{key.line}\n".encode())
-            if done.exit.exit_code():
-                raise CommandFailed("the guest's /root/.ssh/authorized_keys cannot be written")
-            streams = await guest.tunnel("localhost", 22, SSHD_S)
-            info = await guest.info(timeout=AGENT_S)
-            inside = login(streams, info.ssh_host_keys, self._paths.ssh_key)
-            shell = await inside.__aenter__()
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_exit(inside)
+            async with job.stage("log in", deadline_s=SSHD_S * 2):
+                await self._let_in(guest)
+                streams = await guest.tunnel("localhost", 22, SSHD_S)
+                stack.push_async_callback(drop, streams[1])
+                info = await guest.info(timeout=AGENT_S)  # host keys are made before sshd listens
+                shell = await stack.enter_async_context(login(streams, info.ssh_host_keys, self._paths.ssh_key))
             yield shell, info.init
+
+    async def _let_in(self, guest: Guest) -> None:
+        """The key that the image was made with may have been another."""
+        key = await self._bundle.key()
+        request = ExecRequest(argv=("sh", "-c", _LET_IN), timeout_s=AGENT_S)
+        if (await guest.run(request, stdin=f"{key.line}\n".encode())).exit.exit_code():
+            raise CommandFailed("the guest's /root/.ssh/authorized_keys cannot be written")
 
     def has_layers(self, vm: Vm) -> bool:
         """Whether its disk can be kept as a layer: only an overlay is small."""

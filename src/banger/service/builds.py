@@ -121,7 +121,7 @@ class BuildService:
             job.note(f"when you are done with it: banger vm delete {vm.name}")
             hints.append(f"look into it with `banger vm ssh {vm.name}`, then `banger vm delete {vm.name}`")
             details["vm"] = vm.name
-        elif not spec.keep_on_failure:
+        elif not spec.keep_on_failure and "step" in details:
             hints.append("with --keep-on-failure the VM stays, to be looked into")
         return type(error)(error.message, hint="; ".join(hints), details=details)
 
