@@ -1,30 +1,53 @@
-"""What commands share that begin an operation on a VM: following it, and --detach."""
+"""What commands share that begin an operation: following it, and --detach."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from banger.cli.connect import client
 from banger.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from banger.model.operation import Operation
 
 
 def add_detach(verb: Parser) -> None:
     verb.add_argument("-d", "--detach", action="store_true", help="return at once with the operation's id")
 
 
-def run_operation(arguments: argparse.Namespace, operation: object) -> int:
-    """Follow an operation and print its VM, or with --detach the operation."""
+def run_operation(
+    arguments: argparse.Namespace,
+    operation: Operation,
+    show: Callable[[Any], None] | None = None,
+    *,
+    quiet: bool = False,
+) -> int:
+    """Follow an operation and `show` its result (a VM, unless told otherwise); with --detach print the operation.
+
+    `quiet`: its stages are not told.
+    """
+    from banger.cli.show import print_vm
+
+    done = followed(arguments, operation, quiet=quiet)
+    if done is not None and done.result is not None:
+        (show or print_vm)(done.result)
+    return 0
+
+
+def followed(arguments: argparse.Namespace, operation: Operation, *, quiet: bool = False) -> Operation | None:
+    """The operation at its end, for a person to be shown; None when what was asked for is printed, as by --json."""
     from banger.cli.follow import follow
     from banger.cli.render import print_json
-    from banger.cli.show import print_operation, print_vm
-    from banger.model.operation import Operation
+    from banger.cli.show import print_operation
 
-    assert isinstance(operation, Operation)
     if not arguments.detach:
-        operation = follow(client(), operation)
-    document = operation if arguments.detach or operation.result is None else operation.result
+        operation = follow(client(), operation, quiet=quiet)
     if arguments.json:
-        print_json(document)
+        print_json(operation if arguments.detach or operation.result is None else operation.result)
     elif arguments.detach:
         print_operation(operation)
-    elif operation.result is not None:
-        print_vm(operation.result)
-    return 0
+    else:
+        return operation
+    return None

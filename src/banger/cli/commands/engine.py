@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from banger.cli.connect import client
+from banger.cli.operating import run_operation
 from banger.cli.parser import Parser, Verbs
 
 REASON_WIDTH = 100
@@ -71,10 +72,6 @@ def _print_engines(engines: Iterable[Mapping[str, Any]]) -> None:
 def install(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_operation
-
     connection = client()
     spec = {
         "name": arguments.engine,
@@ -85,15 +82,7 @@ def install(arguments: argparse.Namespace) -> int:
         "sha256": arguments.sha256,
     }
     operation = connection.install_engine(spec)
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    else:
-        _print_installed(operation.result)
-    return 0
+    return run_operation(arguments, operation, _print_installed)
 
 
 def _print_installed(result: Mapping[str, Any]) -> None:

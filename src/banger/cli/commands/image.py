@@ -4,6 +4,7 @@ import argparse
 
 from banger.cli.commands import image_build, image_catalogue, image_commit, image_move, image_register
 from banger.cli.connect import client
+from banger.cli.operating import run_operation
 from banger.cli.parser import Parser, Verbs
 
 
@@ -37,9 +38,7 @@ def register(parser: Parser) -> None:
 
 
 def bootstrap(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_image, print_operation
+    from banger.cli.show import print_image
 
     connection = client()
     spec = {
@@ -51,15 +50,7 @@ def bootstrap(arguments: argparse.Namespace) -> int:
         "offline": arguments.offline,
     }
     operation = connection.bootstrap_image(spec)
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    else:
-        print_image(operation.result)
-    return 0
+    return run_operation(arguments, operation, print_image)
 
 
 def verify(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 
 from banger.cli.connect import client
-from banger.cli.operating import add_detach
+from banger.cli.operating import add_detach, followed
 from banger.cli.parser import Verbs
 
 _EPILOG = """The steps, in this order: packages, --docker, --opencode, copies, scripts. Each that was done before in the
@@ -58,19 +58,9 @@ def register(verbs: Verbs) -> None:
 
 
 def build(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
     from banger.cli.recipes import build_spec
-    from banger.cli.render import print_json
-    from banger.cli.show import print_built, print_operation
+    from banger.cli.show import print_built
 
-    connection = client()
-    operation = connection.build_image(build_spec(arguments))
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    else:
-        print_built(operation)
+    if done := followed(arguments, client().build_image(build_spec(arguments))):
+        print_built(done)
     return 0

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from banger.cli.connect import client, confirm
-from banger.cli.operating import add_detach
+from banger.cli.operating import add_detach, run_operation
 from banger.cli.parser import Verbs
 from banger.model.errors import Invalid
 
@@ -66,21 +66,11 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def rename(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_image, print_operation
+    from banger.cli.show import print_image
 
     connection = client()
     operation = connection.rename_image(arguments.name, arguments.new)
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    else:
-        print_image(operation.result)
-    return 0
+    return run_operation(arguments, operation, print_image)
 
 
 def delete(arguments: argparse.Namespace) -> int:
@@ -116,19 +106,8 @@ def _described(name: str) -> str:
 
 
 def prune(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
     from banger.cli.images import print_pruned
-    from banger.cli.render import print_json
-    from banger.cli.show import print_operation
 
     connection = client()
     operation = connection.prune_images(everything=arguments.all, dry_run=arguments.dry_run)
-    if not arguments.detach:
-        operation = follow(connection, operation, quiet=arguments.json)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    else:
-        print_pruned(operation.result)
-    return 0
+    return run_operation(arguments, operation, print_pruned, quiet=arguments.json)

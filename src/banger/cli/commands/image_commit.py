@@ -3,7 +3,7 @@
 import argparse
 
 from banger.cli.connect import client
-from banger.cli.operating import add_detach
+from banger.cli.operating import add_detach, run_operation
 from banger.cli.parser import Verbs
 
 
@@ -27,20 +27,10 @@ def register(verbs: Verbs) -> None:
 
 
 def commit(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_image, print_operation
+    from banger.cli.show import print_image
     from banger.model.commit import CommitSpec
 
     connection = client()
     spec = CommitSpec(vm=arguments.vm, name=arguments.image, with_work_disk=arguments.with_work_disk)
     operation = connection.commit_image(spec)
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    else:
-        print_image(operation.result)
-    return 0
+    return run_operation(arguments, operation, print_image)

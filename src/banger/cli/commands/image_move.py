@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from banger.cli.connect import client
-from banger.cli.operating import add_detach
+from banger.cli.operating import add_detach, followed, run_operation
 from banger.cli.parser import Verbs
 from banger.model.errors import Invalid
 
@@ -43,9 +43,6 @@ def register(verbs: Verbs) -> None:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_operation
     from banger.model.sizes import show_size
 
     stream = arguments.output == "-"
@@ -57,40 +54,20 @@ def export(arguments: argparse.Namespace) -> int:
         path = f"/proc/{os.getpid()}/fd/{sys.stdout.fileno()}"
     else:
         path = str(Path.cwd() / (arguments.output or f"{arguments.name}.banger.tar.zst"))
-    connection = client()
-    operation = connection.export_image(arguments.name, {"path": path, "force": arguments.force, "stream": stream})
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    elif not stream:
-        done = operation.result
-        print(f"{done['path']}: {show_size(done['bytes'])}, {show_size(done['image_bytes'])} before compression")
+    spec = {"path": path, "force": arguments.force, "stream": stream}
+    done = followed(arguments, client().export_image(arguments.name, spec))
+    if done is not None and not stream:
+        made = done.result
+        print(f"{made['path']}: {show_size(made['bytes'])}, {show_size(made['image_bytes'])} before compression")
     return 0
 
 
 def import_image(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_image, print_operation, print_verified
+    from banger.cli.show import print_image, print_verified
 
-    path = _path(arguments)
-    connection = client()
-    spec = {"path": path, "name": arguments.name, "check": arguments.check, "oci": _oci(arguments)}
-    operation = connection.import_image(spec)
-    if not arguments.detach:
-        operation = follow(connection, operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    elif arguments.check:
-        print_verified(operation.result)
-    else:
-        print_image(operation.result)
-    return 0
+    spec = {"path": _path(arguments), "name": arguments.name, "check": arguments.check, "oci": _oci(arguments)}
+    show = print_verified if arguments.check else print_image
+    return run_operation(arguments, client().import_image(spec), show)
 
 
 def _oci(arguments: argparse.Namespace) -> dict[str, object] | None:

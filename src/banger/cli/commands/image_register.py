@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from banger.cli.connect import client
-from banger.cli.operating import add_detach
+from banger.cli.operating import add_detach, run_operation
 from banger.cli.parser import Verbs
 
 _FILES = (
@@ -56,26 +56,12 @@ def register_image(arguments: argparse.Namespace) -> int:
         spec[flag.replace("-", "_")] = None if path is None else str(Path(path).absolute())
     for flag, _, _ in _WORDS:
         spec[flag.replace("-", "_")] = getattr(arguments, flag.replace("-", "_"))
-    return _run(arguments, client().register_image(spec))
+    from banger.cli.show import print_image
+
+    return run_operation(arguments, client().register_image(spec), print_image)
 
 
 def promote(arguments: argparse.Namespace) -> int:
-    return _run(arguments, client().promote_image(arguments.name, arguments.new))
+    from banger.cli.show import print_image
 
-
-def _run(arguments: argparse.Namespace, operation: object) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-    from banger.cli.show import print_image, print_operation
-    from banger.model.operation import Operation
-
-    assert isinstance(operation, Operation)
-    if not arguments.detach:
-        operation = follow(client(), operation)
-    if arguments.json:
-        print_json(operation if arguments.detach else operation.result)
-    elif arguments.detach:
-        print_operation(operation)
-    else:
-        print_image(operation.result)
-    return 0
+    return run_operation(arguments, client().promote_image(arguments.name, arguments.new), print_image)
