@@ -1,7 +1,7 @@
 """`make bench`: every figure of docs/performance.md, as medians in one run; JSON beside, tables on stdout.
 
 `python -m bench engine` measures only banger-vmm itself, `guest` only the ways into a guest, `disks` only disks and
-accounting (as root: it mounts), `spine` the rest.
+accounting (as root: it mounts), `images` only bootstraps, `spine` the rest.
 BANGER_TEST_IMAGES names a directory with a bootstrapped `debian` image; without it one is built.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from tests.support.home import BIN, Home
 from tests.support.leaks import mark_this_run
 
-from bench import disks, engine, guest
+from bench import disks, engine, guest, images
 from bench.byhand import boot_by_hand
 
 ROUNDS = 5
@@ -108,7 +108,13 @@ def of_disks(_: Home) -> tuple[dict[str, Any], str]:
     return found, disks.table(found)
 
 
-MEASURES = {"spine": spine, "engine": of_engine, "guest": of_guest, "disks": of_disks}
+def of_images(_: Home) -> tuple[dict[str, Any], str]:
+    found = images.measure()
+    return found, images.table(found)
+
+
+MEASURES = {"spine": spine, "engine": of_engine, "guest": of_guest, "disks": of_disks, "images": of_images}
+NEED_NO_IMAGE = {"disks", "images"}
 
 
 def main(parts: list[str]) -> int:
@@ -125,8 +131,8 @@ def measure(parts: list[str]) -> None:
     given = os.environ.get("BANGER_TEST_IMAGES")
     home = Home(images=Path(given) if given else None)
     try:
-        if not given and parts != ["disks"]:  # which needs no image
-            home.run("image", "bootstrap", "debian", "--no-opencode")
+        if not given and not set(parts) <= NEED_NO_IMAGE:
+            home.run("image", "bootstrap", "debian", "--minimal", "--name", "debian")
         RESULTS.mkdir(exist_ok=True)
         for part in parts:
             found, shown = MEASURES[part](home)

@@ -18,8 +18,8 @@ command -v apt-get >/dev/null || die "this set-up needs a Debian-like system (ap
 python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
 # opencode comes from where npm on this host gets its packages
 command -v npm >/dev/null || env | grep -qi '^npm_config_registry=' || packages+=(npm)
-# filesystems that share blocks, for the host tests
-[ "$flavour" = run ] || packages+=(xfsprogs btrfs-progs)
+# for tests: filesystems that share blocks, and what imports OCI images, which is optional at run time
+[ "$flavour" = run ] || packages+=(xfsprogs btrfs-progs skopeo umoci bubblewrap)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")

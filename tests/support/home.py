@@ -64,7 +64,7 @@ class Home:
         )
 
     def run(
-        self, *words: str, input: bytes | None = None, status: int | None = 0
+        self, *words: str, input: bytes | None = None, status: int | None = 0, timeout: float = COMMAND_TIMEOUT_S
     ) -> "subprocess.CompletedProcess[bytes]":
         """Run `banger WORDS...` to its end, and check its exit status unless `status` is None."""
         done = subprocess.run(
@@ -73,7 +73,7 @@ class Home:
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
             capture_output=True,
-            timeout=COMMAND_TIMEOUT_S,
+            timeout=timeout,
             check=False,
         )
         if status is not None:

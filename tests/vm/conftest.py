@@ -1,7 +1,7 @@
 """Fixtures that climb: an image built once, a machine booted once; and what is kept of a failed test.
 
 BANGER_TEST_IMAGES names a directory with a bootstrapped `debian` image to use instead of building one:
-for working on one test; a full run builds its own.
+for working on one test; a full run builds its own, and `coding`.
 """
 
 import os
@@ -14,6 +14,8 @@ import pytest
 from tests.support.home import Home
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
+CODING = "coding"
+BOOTSTRAP_S = 1200
 _homes: list[Home] = []
 
 
@@ -54,7 +56,10 @@ def track(home: Home) -> Home:
 
 @pytest.fixture(scope="session")
 def images() -> Iterator[Path]:
-    """A directory with the image `debian`, which has no opencode: most tests need none, and it is slow to start."""
+    """A directory with `coding`, a full image, and `debian`, a minimal one: most tests need no opencode, which is slow.
+
+    The minimal one is made of what the full one has left in the cache, with no network at all.
+    """
     if given := os.environ.get("BANGER_TEST_IMAGES"):
         yield Path(given)
         return
@@ -62,7 +67,8 @@ def images() -> Iterator[Path]:
         pytest.skip("building an image needs root")
     home = track(Home())
     try:
-        home.run("image", "bootstrap", "debian", "--no-opencode")
+        home.run("image", "bootstrap", "debian", "--name", CODING, timeout=BOOTSTRAP_S)
+        home.run("image", "bootstrap", "debian", "--name", "debian", "--minimal", "--offline", timeout=BOOTSTRAP_S)
         home.run("daemon", "stop")
         yield home.state / "images"
     finally:
@@ -79,9 +85,9 @@ def home(images: Path) -> Iterator[Home]:
 @pytest.fixture(scope="session")
 def opencode_image(home: Home) -> str:
     """The name of an image that has opencode."""
-    if "coding" not in {image["name"] for image in home.json("image", "list")}:
-        home.run("image", "bootstrap", "debian", "--name", "coding")
-    return "coding"
+    if CODING not in {image["name"] for image in home.json("image", "list")}:
+        home.run("image", "bootstrap", "debian", "--name", CODING, timeout=BOOTSTRAP_S)
+    return CODING
 
 
 @pytest.fixture(scope="session")

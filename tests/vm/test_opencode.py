@@ -99,6 +99,43 @@ def test_the_password_is_in_one_private_file_and_on_no_command_line(home: Home, 
     assert password not in home.run("vm", "logs", coder).stdout.decode()
 
 
+BASELINE = r"""
+set -eu
+cd /root && rm -rf try && mkdir try && cd try
+git init -q --bare there.git
+git clone -q there.git here 2>/dev/null
+cd here
+printf 'int printf(const char *, ...);\nint main(void) { return printf("\303\244h\\n") != 4; }\n' >hello.c
+git add . && git -c user.name=a -c user.email=a@example.org commit -qm first && git push -q origin HEAD
+git -C ../there.git log --all --format=%s
+gcc -Wall hello.c -o hello && ./hello
+rg --count main hello.c
+fd --extension c
+echo '{"a": [1, 2]}' | jq -c .a
+tmux new-session -d -s work 'sleep 60' && tmux list-sessions -F '#{session_name}' && tmux kill-server
+tar -cJf - hello.c | tar -tJ
+zip -q a.zip hello.c && unzip -Z1 a.zip
+rsync hello.c copy.c && cmp hello.c copy.c
+sudo id -un
+locale charmap
+curl --version | head -n 1 | cut -d ' ' -f 1
+"""
+
+
+def test_the_baseline_is_there_and_works(home: Home, coder: str) -> None:
+    said = home.run("vm", "exec", coder, "--", "bash", "-c", BASELINE).stdout.decode().split("\n")
+    assert said == ["first", "äh", "1", "hello.c", "[1,2]", "work", "hello.c", "hello.c", "root", "UTF-8", "curl", ""]
+
+
+def test_a_login_completes_words_and_knows_its_locale_whatever_the_persons_is(home: Home, coder: str) -> None:
+    script = "perl -e 1; echo $LANG; bash -lic 'type -t __load_completion'; editor --version | head -n 1"
+    done = home.run("vm", "ssh", coder, "-o", "SetEnv=LC_TIME=fr_FR.UTF-8", script)
+    lang, completes, editor = done.stdout.decode().splitlines()
+    assert (lang, completes) == ("C.UTF-8", "function")
+    assert "nano" in editor
+    assert b"locale" not in done.stderr
+
+
 def pid_of_opencode(home: Home, name: str) -> str:
     return home.run("vm", "exec", name, "--", "pgrep", "-x", "opencode", status=None).stdout.decode().strip()
 

@@ -22,6 +22,7 @@ from banger.system.files import in_thread, make_read_only, remove_tree, sha256_o
 
 MAX_METADATA = 1024 * 1024
 TEMPORARY = ".tmp-"
+MOVING = ".moving-"  # then the old name of an image that is getting another one
 REQUIRED_PARTS = ("root", "kernel", "initramfs")
 
 
@@ -206,15 +207,20 @@ def measure_parts(directory: Path, roles: Mapping[str, Path]) -> dict[str, Image
 
 
 def check_free(paths: Paths, name: str) -> None:
-    """Raise `Conflict` when an image has this name."""
-    if paths.image(validate_name(name, "image name")).directory.exists():
+    """Raise `Conflict` when an image has this name, or may get it back."""
+    here = paths.image(validate_name(name, "image name")).directory
+    if here.exists() or here.with_name(f"{MOVING}{name}").exists():
         raise Conflict(
             f"there is an image {name} already", hint=f"choose another name, or `banger image delete {name}` first"
         )
 
 
 def publish(paths: Paths, image: Image, directory: Path) -> None:
-    """Write image.json into the finished directory and give the image its name, at once and durably."""
+    """Write image.json into the finished directory and give the image its name, at once and durably.
+
+    Raises `Conflict` when an image has that name.
+    """
+    check_free(paths, image.name)
     write_metadata(ImagePaths(directory).metadata, image)
     sync_path(directory)
     try:

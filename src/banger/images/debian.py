@@ -49,7 +49,7 @@ PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "e2fsck": "e2fspr
 MEMORY_MIB = 128  # measured: the least with which a machine of this image gets healthy
 # what the baseline calls otherwise than people do: the link, and what it leads to where that is there
 _ALIASES = {"/usr/local/bin/fd": "/usr/bin/fdfind"}
-_FREE_BYTES = 4 * 1024**3
+_FREE_BYTES = 3 * 1024**3
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
 

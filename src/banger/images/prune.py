@@ -41,7 +41,9 @@ def select(paths: Paths, kind: str, *, layers_older_than: float) -> Selection:
         IMPORTS: lambda: _entries(paths.imports),
         PARTS: lambda: replaced_parts(paths),
         DOWNLOADS: lambda: [entry for entry in _entries(paths.downloads) if not _is_locked(entry)],
-        PACKAGES: lambda: [path for name in PACKAGE_CACHES for path in _entries(paths.cache / name)],
+        PACKAGES: lambda: [
+            path for name in PACKAGE_CACHES for path in _entries(paths.cache / name) if not _is_locked(path / "lock")
+        ],
     }
     return Selection(kind, tuple(found[kind]()))
 

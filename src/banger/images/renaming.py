@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from banger.images.catalog import (
+    MOVING,
     check_free,
     find_image,
     read_document,
@@ -29,7 +30,6 @@ from banger.paths import ImagePaths, Paths
 from banger.system.files import sync_path
 from banger.system.locks import FileLock
 
-MOVING = ".moving-"
 _LOCK_S = 30.0
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ async def rename_image(paths: Paths, old: str, new: str) -> Image:
         for child, parents in _children(paths, old).items():
             changed[child] = parents
             await _set_parents(paths, child, _with(parents, old, new))
+        check_free(paths, new)
         _publish(paths, aside, new)
         on_failure.pop_all()
     return renamed

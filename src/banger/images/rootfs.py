@@ -33,7 +33,10 @@ class Seed:
 
 
 def clean(root: Path) -> None:
-    """Take out what belongs to the host or to one machine only, and what can be fetched again."""
+    """Take out what belongs to the host or to one machine only, and what can be fetched again.
+
+    Also the guest's wish for the locales of those who log in: it has none but C.UTF-8, and perl complains each time.
+    """
     for name in _EMPTIED:
         _empty(root / name)
     for name in _REMOVED:
@@ -45,6 +48,7 @@ def clean(root: Path) -> None:
     _replace(root / "etc/fstab")
     write_new(root / "etc/fstab", _FSTAB)
     _lock_root(root / "etc/shadow")
+    _accept_no_locales(root / "etc/ssh/sshd_config")
 
 
 def _empty(directory: Path) -> None:
@@ -60,6 +64,11 @@ def _empty(directory: Path) -> None:
 def _lock_root(shadow: Path) -> None:
     """No password fits `*`; keys still do (shadow(5))."""
     shadow.write_text(re.sub(r"^root:[^:]*:", "root:*:", shadow.read_text(), flags=re.MULTILINE))
+
+
+def _accept_no_locales(config: Path) -> None:
+    if config.is_file() and not config.is_symlink():
+        config.write_text(re.sub(r"^(AcceptEnv LANG LC_\*)$", r"#\1", config.read_text(), flags=re.MULTILINE))
 
 
 def _replace(path: Path) -> None:

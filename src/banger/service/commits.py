@@ -91,7 +91,7 @@ class CommitService:
         async with catalog.workspace(self._paths) as work:
             draft = Draft(work / "image", _described(spec, vm, image))
             draft.directory.mkdir()
-            with image_in_use(base):  # also when the VM is deleted meanwhile
+            with image_in_use(base, image.name):  # also when the VM is deleted meanwhile
                 taken = await self._take(job, spec, vm, work, draft.files.root)
                 job.release(f"vm/{vm.name}")
                 if taken.overlay is not None:

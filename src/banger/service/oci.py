@@ -148,9 +148,7 @@ def check_complete(tree: Tree, *, by_apt: bool) -> None:
     elif tree.has_apt():
         hint = f"use a newer release: banger needs Python {PYTHON_LEAST[0]}.{PYTHON_LEAST[1]} and systemd"
     else:
-        hint = (
-            "banger installs what is missing in Debian's and Ubuntu's images; in others, do so before saving the image"
-        )
+        hint = "what is missing is installed in Debian's and Ubuntu's images; in others, do so before saving the image"
     raise Unsupported(f"no machine can run {release.name}: it lacks {lacks}", hint=hint)
 
 

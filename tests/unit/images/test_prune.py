@@ -12,7 +12,7 @@ from banger.images.catalog import find_image, list_images, part_path
 from banger.images.prune import DOWNLOADS, IMPORTS, LAYERS, PACKAGES, PARTS, Selection, measure, select, take_away
 from banger.model.catalogue import PrunedKind
 from banger.paths import Paths
-from banger.system.locks import lock_existing
+from banger.system.locks import FileLock, lock_existing
 from tests.unit.images.older import publish_small
 
 DAY = 86400.0
@@ -70,6 +70,16 @@ def test_a_download_under_way_stays(paths: Paths) -> None:
     assert chosen(paths, DOWNLOADS) == {"a.tgz"}
     os.close(descriptor)
     assert chosen(paths, DOWNLOADS) == {"a.tgz", "b.tgz.partial"}
+
+
+def test_a_package_cache_that_a_bootstrap_reads_stays(paths: Paths) -> None:
+    (cache := paths.cache / "debian" / "bookworm").mkdir(parents=True)
+    (cache / "a.deb").write_bytes(b"a")
+    lock = FileLock(cache / "lock")
+    assert lock.try_acquire()
+    assert chosen(paths, PACKAGES) == set()
+    lock.release()
+    assert chosen(paths, PACKAGES) == {"bookworm"}
 
 
 def test_replaced_parts_go_and_images_stay(paths: Paths) -> None:

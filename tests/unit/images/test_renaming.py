@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from banger.images import renaming
-from banger.images.catalog import find_image, list_images, part_path
+from banger.images.catalog import MOVING, check_free, find_image, list_images, part_path
 from banger.images.locks import image_in_use
-from banger.images.renaming import MOVING, rename_image
+from banger.images.renaming import rename_image
 from banger.model.errors import Conflict, Invalid, NotFound, Timeout
 from banger.model.image import Image
 from banger.paths import Paths
@@ -102,6 +102,25 @@ def test_a_cancelled_one_is_taken_back(paths: Paths) -> None:
             await work
 
     asyncio.run(scenario())
+    assert images(paths) == before
+
+
+def test_who_publishes_meanwhile_gets_neither_name(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import learns the name of what it makes late."""
+    told = renaming._set_parents
+
+    async def meanwhile(paths: Paths, child: str, parents: tuple[str, ...]) -> None:
+        with pytest.raises(Conflict):
+            check_free(paths, "base")
+        if not paths.image("other").directory.exists():
+            paths.image("other").directory.mkdir()
+        await told(paths, child, parents)
+
+    before = images(paths)
+    monkeypatch.setattr(renaming, "_set_parents", meanwhile)
+    with pytest.raises(Conflict, match="an image other already"):
+        asyncio.run(rename_image(paths, "base", "other"))
+    paths.image("other").directory.rmdir()
     assert images(paths) == before
 
 

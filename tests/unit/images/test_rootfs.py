@@ -57,6 +57,13 @@ def test_cleaning_leaves_no_identity_and_no_password(root: Path) -> None:
     assert list((root / "tmp").iterdir()) == list((root / "var/lib/apt/lists").iterdir()) == []
 
 
+def test_logins_bring_no_locales_that_the_guest_has_not(root: Path) -> None:
+    config = root / "etc/ssh/sshd_config"
+    config.write_text("UsePAM yes\nAcceptEnv LANG LC_*\nSubsystem sftp x\n")
+    clean(root)
+    assert config.read_text() == "UsePAM yes\n#AcceptEnv LANG LC_*\nSubsystem sftp x\n"
+
+
 def test_the_seed_replaces_files_and_links_with_its_modes(root: Path) -> None:
     (root / "etc/motd").symlink_to("/etc/elsewhere")
     plant(

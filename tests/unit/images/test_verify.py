@@ -94,9 +94,9 @@ def test_a_registered_image_is_verified_where_its_files_lie(paths: Paths, tmp_pa
     _registered(paths, kernel := tmp_path / "vmlinux-of-mine")
     assert verify(paths)[0].checked["kernel"] == ["sha256"]
     os.utime(kernel, (1, 1))
-    assert faults(paths) == {
-        "kernel": f"{kernel} was changed after it was registered, and has the same content: register it again"
-    }
+    told = faults(paths)["kernel"]
+    assert told.startswith(f"{kernel} was changed after it was registered")
+    assert "has the same content" in told
     _damage(kernel, lambda content: b"evil!!")
     assert faults(paths) == {"kernel": f"the content of {kernel} has changed"}
     _damage(kernel, lambda content: b"longer than before")
@@ -105,7 +105,7 @@ def test_a_registered_image_is_verified_where_its_files_lie(paths: Paths, tmp_pa
     assert faults(paths) == {"kernel": f"{kernel} is gone"}
     with pytest.raises(BangerError) as caught:
         verify(paths)
-    assert "register it again" in caught.value.hint
+    assert "banger image register debian" in caught.value.hint
 
 
 def _damage(path: Path, change: Callable[[bytes], bytes]) -> None:

@@ -156,6 +156,34 @@ def test_a_busy_target_names_its_operation_and_is_free_afterwards(store: Operati
     run(store, scenario)
 
 
+def test_a_target_that_is_needed_no_more_is_free_before_the_end_and_only_of_its_holder(store: OperationStore) -> None:
+    going, release = asyncio.Event(), asyncio.Event()
+
+    async def work(job: Job) -> None:
+        job.release("vm/b")  # which another holds
+        job.release("vm/a")
+        going.set()
+        await release.wait()
+
+    async def other(job: Job) -> None:
+        await release.wait()
+
+    async def scenario(operations: Operations) -> None:
+        operations.begin("vm.start", "vm/b", other)
+        first = operations.begin("image.commit", "image/i", work, also=("vm/a",))
+        await going.wait()
+        for busy in ("vm/b", "image/i"):
+            with pytest.raises(Busy):
+                operations.check_free(busy)
+        second = operations.begin("vm.start", "vm/a", other)
+        release.set()
+        await operations.wait(first.id)
+        await operations.wait(second.id)
+        operations.check_free("vm/a")
+
+    run(store, scenario)
+
+
 def test_a_stage_past_its_deadline_is_a_timeout_that_names_it(store: OperationStore) -> None:
     async def work(job: Job) -> None:
         async with job.stage("slow", deadline_s=0.01):

@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from banger.images.catalog import find_image, part_path
+from banger.images.catalog import MOVING, find_image, part_path
 from banger.images.locks import image_in_use
-from banger.images.renaming import MOVING
 from banger.jobs.operations import Job, Operations
 from banger.model.catalogue import PrunedKind, PruneSpec
 from banger.model.errors import BangerError, Busy, Conflict, Invalid, NotFound
@@ -210,7 +209,7 @@ def test_a_registered_image_whose_files_are_not_what_they_were_says_so(bench: Be
     root.write_bytes(b"toor")
     with pytest.raises(Invalid, match=f"{root} was changed after it was registered") as caught:
         bench.catalogue.show("mine")
-    assert "register it again" in caught.value.hint
+    assert "banger image register mine" in caught.value.hint
     root.write_bytes(b"longer")
     with pytest.raises(Invalid, match="has 6 bytes, and had 4"):
         bench.catalogue.show("mine")

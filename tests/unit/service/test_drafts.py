@@ -14,7 +14,7 @@ from banger.images.draft import Draft
 from banger.images.initramfs import pack
 from banger.images.verify import verify_image
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import Conflict, Invalid
+from banger.model.errors import Conflict, GuestUnreachable, Invalid
 from banger.model.image import INIT_VERSION, WORK_SEED, Image
 from banger.model.operation import Operation, OperationState
 from banger.paths import Paths
@@ -71,7 +71,9 @@ class World:
     async def operation(self, work: Callable[[Job], Awaitable[object]]) -> Operation:
         return await self.operations.wait(self.operations.begin("image.test", "image/test", work).id)
 
-    async def made(self, tree: Path, *, parents: tuple[str, ...] = (), publish: bool = True) -> Operation:
+    async def made(
+        self, tree: Path, *, parents: tuple[str, ...] = (), publish: bool = True, boot: bool = False
+    ) -> Operation:
         """An operation that makes the image `new` of a tree."""
 
         async def work(job: Job) -> Image:
@@ -82,7 +84,7 @@ class World:
                 await make_ext4(draft.files.root, 16 * MIB, label="tiny", tree=tree)
                 draft.files.kernel.write_bytes(b"kernel")
                 draft.files.initramfs.write_bytes(pack(b"box", []))
-                return await self.drafts.finish(job, draft, boot=False, publish=publish)
+                return await self.drafts.finish(job, draft, boot=boot, publish=publish)
 
         return await self.operation(work)
 
@@ -221,5 +223,26 @@ def test_parts_of_a_base_are_copied_under_their_usual_names(tmp_path: Path) -> N
         await world.operation(lambda job: world.drafts.copy_base(job, image, target, ("root", "kernel", "bzimage")))
         assert sorted(path.name for path in target.iterdir()) == ["root.ext4", "vmlinux"]
         assert (target / "root.ext4").read_bytes() == part_path(world.paths, image, "root").read_bytes()
+
+    play(tmp_path, scene)
+
+
+def test_one_that_does_not_boot_is_not_published(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    async def boot(self: Appliance, job: Job, image: Image, directory: Path) -> None:
+        tried.append((image.name, set(image.parts), (directory / "root.ext4").stat().st_mode & 0o222))
+        if len(tried) == 1:
+            raise GuestUnreachable("it does not boot")
+
+    monkeypatch.setattr(Appliance, "boot", boot)
+
+    async def scene(world: World) -> None:
+        operation = await world.made(tree, boot=True)
+        assert operation.error is not None
+        assert operation.error["message"] == "it does not boot"
+        assert list_images(world.paths) == []
+        assert (await world.made(tree, boot=True)).error is None
+        assert tried[1] == ("new", {"root", "kernel", "initramfs", "manifest", WORK_SEED}, 0)
 
     play(tmp_path, scene)

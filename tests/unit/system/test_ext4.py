@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from banger.model.errors import Invalid
-from banger.system.ext4 import GROWABLE, Damaged, Unreadable, grow_ext4, make_ext4, read_superblock
+from banger.system.ext4 import (
+    GROWABLE,
+    Damaged,
+    Unreadable,
+    check_ext4,
+    discard_ext4,
+    grow_ext4,
+    make_ext4,
+    read_superblock,
+)
 from banger.system.ext4_directory import pack
 from banger.system.ext4_reader import ROOT_INODE, Entry, Ext4, Inode
 from tests.support.work_disks import HOME, MIB, SMALL, Tree, debugfs, make_disk, replayable
@@ -161,3 +170,16 @@ def test_names_are_packed_into_whole_blocks(block_size: int, checksums: bool) ->
             at += length
         assert at == len(block)
     assert found == entries
+
+
+def test_blocks_of_files_that_are_gone_become_holes(tmp_path: Path) -> None:
+    disk, secret = tmp_path / "disk", tmp_path / "secret"
+    asyncio.run(make_ext4(disk, 32 * MIB, label="x"))
+    secret.write_bytes(b"a secret\n" * 100_000)
+    for command in (f"write {secret} file", f"write {secret} kept", "rm file"):
+        subprocess.run(["debugfs", "-w", "-R", command, str(disk)], check=True, capture_output=True)
+    before = disk.stat().st_blocks
+    asyncio.run(discard_ext4(disk))
+    assert disk.read_bytes().count(b"a secret\n") == pytest.approx(100_000, rel=0.01)
+    assert disk.stat().st_blocks <= before - 900_000 // 512 * 0.9
+    asyncio.run(check_ext4(disk))
