@@ -77,7 +77,8 @@ class Archives:
             raise Invalid(f"{path} is not absolute")
         if spec.name is not None:
             self._check_free(spec.name)
-        if (path.is_file() or path.is_dir()) and kind_of(path) != "banger":
+        is_pipe = path.exists() and not (path.is_file() or path.is_dir())
+        if not is_pipe and kind_of(path) != "banger":
             return self._others(spec)
         if spec.oci is not None:
             raise Invalid(f"{path} is an archive of banger's own", hint="leave out what is for OCI images only")
@@ -121,8 +122,13 @@ class Archives:
             name = spec.name or manifest.image.name
             self._check_free(name)
             async with unpacking(self._paths, raw) as directory:
-                await self._unpack(job, reader, manifest, directory)
-                await self._check(job, manifest, directory)
+                try:
+                    await self._unpack(job, reader, manifest, directory)
+                    await self._check(job, manifest, directory)
+                except asyncio.CancelledError:
+                    if kept_parts(directory, manifest):
+                        job.note("the parts that are complete are kept: importing it again goes on with them")
+                    raise
                 origin = f"{_told(path)} at {datetime.now(UTC).isoformat(timespec='seconds')}"
                 return await self._make(job, imported(manifest, name, origin), directory)
 

@@ -440,6 +440,33 @@ def test_what_a_killed_daemon_was_writing_is_removed_at_the_next_start(tmp_path:
     play(tmp_path, store, scene)
 
 
+def test_a_registered_image_goes_out_with_its_files_and_comes_in_as_a_managed_one(
+    tmp_path: Path, store: OperationStore
+) -> None:
+    elsewhere = tmp_path / "mine.ext4"
+
+    async def scene(world: World, ours: PublicKey) -> None:
+        image = await asyncio.to_thread(make_image, world.paths, "theirs", ours.line, seed_key=ours.fingerprint)
+        where = world.paths.image("theirs")
+        where.root.rename(elsewhere)
+        changed = elsewhere.stat().st_mtime_ns
+        root = msgspec.structs.replace(image.parts["root"], file=str(elsewhere), modified_ns=changed)
+        where.metadata.chmod(0o644)
+        registered = msgspec.structs.replace(image, managed=False, parts={**image.parts, "root": root})
+        where.metadata.write_bytes(msgspec.json.encode(registered))
+        assert (await world.export("theirs", tmp_path / "a")).state is OperationState.DONE
+        assert (await world.bring(tmp_path / "a", "mine")).state is OperationState.DONE
+        back = catalog.find_image(world.paths, "mine")
+        assert back.managed
+        assert back.parts["root"] == image.parts["root"]
+        assert sha256_of(world.paths.image("mine").root) == image.parts["root"].sha256
+        os.utime(elsewhere, ns=(0, 0))
+        with pytest.raises(Invalid, match=r"mine\.ext4 was changed"):
+            await world.export("theirs", tmp_path / "b")
+
+    play(tmp_path, store, scene)
+
+
 def test_a_part_that_archives_do_not_know_is_not_exported(tmp_path: Path, store: OperationStore) -> None:
     async def scene(world: World, ours: PublicKey) -> None:
         image = await asyncio.to_thread(make_image, world.paths, "theirs", ours.line)
