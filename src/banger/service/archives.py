@@ -127,7 +127,7 @@ class Archives:
                     await self._check(job, manifest, directory)
                 except asyncio.CancelledError:
                     if kept_parts(directory, manifest):
-                        job.note("the parts that are complete are kept: importing it again goes on with them")
+                        job.if_cancelled = "the parts that are complete are kept: importing it again goes on with them"
                     raise
                 origin = f"{_told(path)} at {datetime.now(UTC).isoformat(timespec='seconds')}"
                 return await self._make(job, imported(manifest, name, origin), directory)
