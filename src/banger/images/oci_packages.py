@@ -14,6 +14,7 @@ from banger.images.sandbox import FILES, INSTALL, Sandbox, while_there_is_room
 from banger.model.errors import CommandFailed, Unsupported
 from banger.model.progress import Progress
 from banger.model.text import harmless
+from banger.system.files import in_thread
 
 DEADLINE_S = 3600.0
 # what a machine of ours is made of, beside what apt-get needs itself
@@ -43,22 +44,30 @@ async def install(tree: Tree, packages: Sequence[str], progress: Progress) -> No
     Raises `CommandFailed` with the last lines, `Timeout`, `HostRequirement` (the disk is full), `Unsupported` (the
     tree knows no place that packages come from).
     """
-    policy, sources = tree.read(POLICY), _sources(tree)
+    policy, sources = tree.read(POLICY), await in_thread(_sources, tree)
+    if sources:
+        progress.note("the image has no package sources, and is given this host's")
     try:
-        # services are for the machine to start
-        tree.write(POLICY, _FORBIDDEN, 0o755)
-        tree.write(_RESOLV, _host_resolver())
-        if sources:
-            tree.write(_SOURCES, "".join(f"{line}\n" for line in sources).encode())
-            progress.note("the image has no package sources, and is given this host's")
+        await in_thread(_lend, tree, sources)
         await _run(tree, ["/usr/bin/apt-get", "update", *_APT], progress)
         await _run(tree, ["/usr/bin/apt-get", "install", *_APT, *packages], progress)
         await _run(tree, ["/usr/bin/apt-get", "clean"], progress)
     finally:
-        tree.remove(POLICY)
-        if policy is not None:
-            tree.write(POLICY, policy, 0o755)
-        tree.remove(_RESOLV)
+        await in_thread(_take_back, tree, policy)
+
+
+def _lend(tree: Tree, sources: Sequence[str]) -> None:
+    tree.write(POLICY, _FORBIDDEN, 0o755)  # services are for the machine to start
+    tree.write(_RESOLV, _host_resolver())
+    if sources:
+        tree.write(_SOURCES, "".join(f"{line}\n" for line in sources).encode())
+
+
+def _take_back(tree: Tree, policy: bytes | None) -> None:
+    tree.remove(POLICY)
+    if policy is not None:
+        tree.write(POLICY, policy, 0o755)
+    tree.remove(_RESOLV)
 
 
 async def compile_python(tree: Tree, directories: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from banger.system.files import path_in_root, write_new
 ENVIRONMENT, RECORD = "/etc/profile.d/zz-image.sh", "/usr/share/banger/image-config.json"
 POLICY = "/usr/sbin/policy-rc.d"
 PYTHON_LEAST = (3, 9)
-_MAX_FILE = 64 * 1024 * 1024
+_MAX_FILE = 32 * 1024 * 1024
 _MAX_LINKS = 40
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PYTHON = re.compile(r"python(\d)\.(\d+)")
@@ -58,8 +58,8 @@ class Tree:
     def _at(self, path: str) -> Iterator[Path]:
         try:
             yield path_in_root(self.root, path)
-        except OSError as error:
-            raise Invalid(f"{harmless(path)} in the image cannot be used: {error.strerror}") from error
+        except (OSError, RecursionError) as error:
+            raise Invalid(f"{harmless(path)} in the image cannot be used: {error}") from error
 
     def end_of(self, path: str) -> Path | None:
         """Where a path leads when links are followed to the end; None when nothing is there."""
@@ -76,7 +76,7 @@ class Tree:
         return f"/{place.relative_to(self.root)}"
 
     def read(self, path: str) -> bytes | None:
-        """A regular file of at most 64 MiB; None when there is none."""
+        """A regular file of at most 32 MiB; None when there is none."""
         place = self.end_of(path)
         if place is None or not stat.S_ISREG(place.lstat().st_mode):
             return None

@@ -2,6 +2,7 @@
 knows layers and whiteouts. Both are kept from everything else meanwhile; see `Sandbox`.
 """
 
+import asyncio
 import gzip
 import os
 import re
@@ -18,18 +19,19 @@ import msgspec
 from banger.images.archive_kind import kind_of
 from banger.images.oci_layers import Surveyed, read_image, survey
 from banger.images.oci_layout import Chosen, ImageConfig, choose, choose_saved, damaged, members
-from banger.images.sandbox import FILES, Sandbox, run_tool, while_there_is_room
+from banger.images.sandbox import FILES, Sandbox, check_room, run_tool, while_there_is_room
 from banger.model.errors import CommandFailed, HostRequirement, Invalid, Unsupported
 from banger.model.progress import Progress
 from banger.model.sizes import MIB
 from banger.model.text import harmless
+from banger.system.files import remove_tree
 from banger.system.process import find_program
 from banger.system.stoppable import Stop, run_stoppable
 
 Room = Callable[[int], AbstractContextManager[None]]
 PROGRAMS = {"skopeo": "skopeo", "umoci": "umoci", "bwrap": "bubblewrap"}
 _READ_S, _COPY_S, _UNPACK_S = 1800.0, 3600.0, 3600.0
-_PIECE = MIB
+_PIECE, _SHOWN = MIB, 8 * MIB
 _GZIP = b"\x1f\x8b"
 _SPARE = 64 * MIB  # for documents, and what surrounds files in a tar
 _SAID = re.compile(r'msg="(.*)"$')
@@ -92,10 +94,13 @@ class Unpacker:
         self._mine.mkdir(mode=0o700)
         progress = self._progress
         async with progress.stage("read the archive", deadline_s=_READ_S):
-            chosen, source = await run_stoppable(self._look)
+            with self._room(self._path.stat().st_size if self._path.is_file() else 0):
+                chosen, source = await run_stoppable(self._look)
         async with progress.stage("verify the digests", deadline_s=_COPY_S):
             with self._room(source.bytes):
                 await self._copy(source)
+            for path in (self._work / "archive.tar", self._work / "extracted"):
+                await remove_tree(path)
             config = self._config()
         async with progress.stage("look into the layers", deadline_s=_READ_S):
             held = await self._survey()
@@ -117,8 +122,7 @@ class Unpacker:
             return chosen, _Source(f"docker-archive:/source:@{chosen.at}", {"/source": path}, size)
         if path.is_dir():
             return self._staged(path, path / "blobs")
-        with self._room(path.stat().st_size):
-            self._extract(path, self._work / "extracted", stop)
+        self._extract(path, self._work / "extracted", stop)
         return self._staged(self._work / "extracted", self._work / "extracted/blobs")
 
     def _staged(self, layout: Path, blobs: Path) -> tuple[Chosen, _Source]:
@@ -139,6 +143,7 @@ class Unpacker:
             with gzip.open(self._path) as packed, target.open("xb") as plain:
                 while piece := packed.read(_PIECE):
                     stop.check()
+                    check_room(self._work)
                     size += len(piece)
                     if size > self._limit + _SPARE:
                         raise Invalid(f"{self._path} unpacks to more than may be imported", hint="give a larger --size")
@@ -178,7 +183,16 @@ class Unpacker:
 
     async def _survey(self) -> Surveyed:
         def work(stop: Stop) -> Surveyed:
-            return survey(self._mine / "layout", self._limit, lambda _: stop.check())
+            return survey(self._mine / "layout", self._limit, lambda done: told(done, stop))
+
+        loop, shown = asyncio.get_running_loop(), 0
+
+        def told(done: int, stop: Stop) -> None:
+            nonlocal shown
+            stop.check()
+            if done - shown >= _SHOWN:
+                shown = done
+                loop.call_soon_threadsafe(self._progress.progress, done, None, "bytes")
 
         held = await run_stoppable(work)
         if held.nodes:

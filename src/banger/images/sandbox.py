@@ -108,6 +108,15 @@ async def run_tool(
     await sandbox.run([found, *words], timeout=timeout, on_line=on_line)
 
 
+def check_room(directory: Path) -> None:
+    """Raise `HostRequirement` when the filesystem of a directory is about to be full."""
+    if filesystem_of(directory).free < _LEAST_FREE:
+        raise HostRequirement(
+            f"the disk became full: fewer than {show_size(_LEAST_FREE)} are free at {directory}",
+            hint="`banger capacity` shows what takes the room",
+        )
+
+
 async def while_there_is_room(directory: Path, work: Coroutine[Any, Any, None]) -> None:
     """Do the work; end it with `HostRequirement` when the filesystem of a directory is about to be full.
 
@@ -117,11 +126,8 @@ async def while_there_is_room(directory: Path, work: Coroutine[Any, Any, None]) 
     try:
         while not working.done():
             await asyncio.wait({working}, timeout=_LOOK_EVERY_S)
-            if not working.done() and filesystem_of(directory).free < _LEAST_FREE:
-                raise HostRequirement(
-                    f"the disk became full: fewer than {show_size(_LEAST_FREE)} are free at {directory}",
-                    hint="`banger capacity` shows what takes the room",
-                )
+            if not working.done():
+                check_room(directory)
         working.result()
     finally:
         working.cancel()

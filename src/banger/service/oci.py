@@ -9,11 +9,11 @@ from banger.images.confine import require_root
 from banger.images.draft import Draft
 from banger.images.locks import image_in_use
 from banger.images.oci_packages import compile_python, install, lacking
-from banger.images.oci_root import make_root, take_modules
+from banger.images.oci_root import make_root, measure, take_modules
 from banger.images.oci_tree import PYTHON_LEAST, Tree
 from banger.images.oci_unpack import Unpacked, Unpacker, check_tools
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import Conflict, Invalid, NotFound, Unsupported
+from banger.model.errors import CommandFailed, Conflict, Invalid, NotFound, Timeout, Unsupported
 from banger.model.image import Image, ImportSpec, OciOptions
 from banger.model.names import NAME_MAX, validate_name
 from banger.model.operation import Operation
@@ -90,6 +90,7 @@ class OciImports:
         unpacker = Unpacker(path, work, tag=options.tag, limit=limit, room=self._room, progress=job)
         unpacked = await unpacker.run()
         tree = Tree(unpacked.tree)
+        await in_thread(measure, tree.root)  # all that goes through it later needs it to be not too deep
         await in_thread(tree.make_directories)
         release = tree.release()
         job.note(f"it is {release.name}")
@@ -104,7 +105,7 @@ class OciImports:
 
     async def _complete(self, job: Job, tree: Tree, options: OciOptions) -> None:
         """Install what is missing, or say it."""
-        packages = lacking(tree) if tree.has_apt() else []
+        packages = await in_thread(lacking, tree) if tree.has_apt() else []
         if packages and options.install:
             async with job.stage("install packages", deadline_s=INSTALL_S):
                 job.note(f"missing: {', '.join(packages)}")
@@ -130,7 +131,10 @@ class OciImports:
                 for note in await in_thread(tree.keep_config, unpacked.config.config, unpacked.chosen):
                     job.note(note)
             if run:
-                await compile_python(tree, seed.compile_dirs)
+                try:
+                    await compile_python(tree, seed.compile_dirs)
+                except (CommandFailed, Timeout) as error:  # the machine's first start is a little slower then
+                    job.note(f"the agent is not compiled: {error.message}")
 
 
 def check_complete(tree: Tree, *, by_apt: bool) -> None:
@@ -148,7 +152,7 @@ def check_complete(tree: Tree, *, by_apt: bool) -> None:
     elif tree.has_apt():
         hint = f"use a newer release: banger needs Python {PYTHON_LEAST[0]}.{PYTHON_LEAST[1]} and systemd"
     else:
-        hint = "what is missing is installed in Debian's and Ubuntu's images; in others, do so before saving the image"
+        hint = "only in images that have apt is what is missing installed; in others, do so before the image is saved"
     raise Unsupported(f"no machine can run {release.name}: it lacks {lacks}", hint=hint)
 
 

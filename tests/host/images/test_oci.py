@@ -21,10 +21,8 @@ from banger.images import oci_packages
 from banger.images.catalog import find_image, list_images, measure_parts, part_path, publish, workspace
 from banger.images.initramfs import pack
 from banger.images.oci_unpack import PROGRAMS, Unpacked, Unpacker
-from banger.images.sandbox import Sandbox, while_there_is_room
 from banger.jobs.operations import Operations
-from banger.model.capacity import Filesystem
-from banger.model.errors import HostRequirement, Invalid
+from banger.model.errors import Invalid
 from banger.model.image import INIT_VERSION, Image, ImportSpec, OciOptions
 from banger.model.operation import Operation, OperationState
 from banger.paths import ImagePaths, Paths
@@ -478,27 +476,26 @@ def test_a_tree_without_package_sources_gets_the_hosts(
     play(scene)
 
 
-def test_a_program_in_a_sandbox_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine").mkdir()
-    sandbox = Sandbox(writes={"/work": tmp_path / "mine"})
-    full = Filesystem(total=1 << 30, used=1 << 30, free=0)
-    monkeypatch.setattr("banger.images.sandbox.filesystem_of", lambda path: full)
-    with pytest.raises(HostRequirement, match="became full"):
-        asyncio.run(while_there_is_room(tmp_path, sandbox.run(["/bin/sleep", "98761"], timeout=60, on_line=print)))
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "98761"]]
+def test_directories_without_an_end_are_refused_and_leave_nothing(tmp_path: Path, play: Play) -> None:
+    deep = [layer(folder("/".join("d" * 150))), layer(symlink("further", "/".join("d" * 150)))]
+    write_layout(tmp_path / "layout", Picture([*deep, layer(folder("further/" + "/".join("e" * 100)))]))
+
+    async def scene(world: Import) -> None:
+        operation = await world.run(tmp_path / "layout")
+        assert operation.error is not None
+        assert operation.error["code"] == "invalid"
+
+    play(scene)
 
 
-def test_a_program_in_a_sandbox_sees_no_host(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "secret").write_text("")
-    lines: list[str] = []
-    script = 'ls /; ls /etc "$1" 2>&1; : >/work/x; cat /proc/net/dev; grep -c . /proc/mounts'
-    sandbox = Sandbox(writes={"/work": tmp_path / "mine"})
-    asyncio.run(
-        sandbox.run(["/bin/sh", "-c", script, "sh", str(tmp_path / "secret")], timeout=60, on_line=lines.append)
-    )
-    assert "etc" not in lines
-    assert "root" not in lines
-    assert not any("eth" in line or "ens" in line for line in lines)
-    assert any("secret" in line and "No such file" in line for line in lines)
-    assert (tmp_path / "mine/x").exists()
+def test_a_small_archive_that_unpacks_without_an_end_is_refused(tmp_path: Path, play: Play) -> None:
+    with gzip.open(tmp_path / "a.tar.gz", "wb", 1) as bomb:
+        for _ in range(200):
+            bomb.write(bytes(MIB))
+
+    async def scene(world: Import) -> None:
+        operation = await world.run(tmp_path / "a.tar.gz", size_bytes=64 * MIB)
+        assert operation.error is not None
+        assert "more than may be imported" in operation.error["message"]
+
+    play(scene)
