@@ -101,5 +101,4 @@ def test_the_full_image_has_the_baseline_and_the_minimal_one_has_not(images: Pat
 def test_the_minimal_image_was_made_from_the_cache(home: Home) -> None:
     shown = home.json("image", "show", "debian")
     assert re.search(r"; package lists of \d{4}-\d\d-\d\d$", shown["origin"])
-    assert 0 < shown["memory_mib"] < 1024
     assert shown["has_opencode"] is False

@@ -129,7 +129,7 @@ def test_the_baseline_is_there_and_works(home: Home, coder: str) -> None:
 
 def test_a_login_completes_words_and_knows_its_locale_whatever_the_persons_is(home: Home, coder: str) -> None:
     script = "perl -e 1; echo $LANG; bash -lic 'type -t __load_completion'; editor --version | head -n 1"
-    done = home.run("vm", "ssh", coder, "-o", "SetEnv=LC_TIME=fr_FR.UTF-8", script)
+    done = home.run("vm", "ssh", coder, "--", "-o", "SetEnv=LC_TIME=fr_FR.UTF-8", script)
     lang, completes, editor = done.stdout.decode().splitlines()
     assert (lang, completes) == ("C.UTF-8", "function")
     assert "nano" in editor

@@ -12,7 +12,7 @@ from banger.model.errors import Invalid
 NOUNS = {
     "vm": "virtual machines: create, list, show, start, stop, set, delete, exec, ssh, cp, forward, health, check, logs",
     "volume": "work disks that belong to no VM: list, show, attach, delete",
-    "image": "images: bootstrap, build, list, show, verify, rename, delete, export, import, prune",
+    "image": "bootstrap, build, register, promote, commit, list, show, verify, rename, delete, prune, export, import",
     "engine": "what runs the machines: list, install, remove",
     "config": "settings: show",
     "capacity": "what VMs take of this host's disk, memory and processors, and what is left",

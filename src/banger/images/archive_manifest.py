@@ -26,7 +26,7 @@ MANIFEST_MAX = MIB
 _USUAL = {role: path.name for role, path in usual_files(ImagePaths(Path())).items()}
 FILES = {role: _USUAL[role] for role in sorted(_USUAL, key=lambda role: (role == "root", role == WORK_SEED))}
 _LARGEST = {"kernel": GIB, "bzimage": GIB, "initramfs": GIB, "config": 16 * MIB, "manifest": 64 * MIB}
-_TEXT_MAX, _BOOT_ARGS_MAX, _NUMBER_MAX = 1000, 2000, 1 << 24
+_TEXT_MAX, _BOOT_ARGS_MAX, _NUMBER_MAX = 1000, 1500, 1 << 24
 _KEY = re.compile(r"|SHA256:[A-Za-z0-9+/]{43}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

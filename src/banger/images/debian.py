@@ -23,7 +23,6 @@ from banger.images.work_seed import make_work_seed
 from banger.model.errors import HostRequirement, Invalid
 from banger.model.image import INIT_VERSION, Image
 from banger.model.progress import Progress
-from banger.model.vm import OPENCODE_MEMORY_MIB
 from banger.paths import ImagePaths, Paths
 from banger.system.ext4 import check_ext4, make_ext4
 from banger.system.files import in_thread, path_in_root
@@ -189,6 +188,6 @@ def _describe(request: DebianRequest, origin: str, kernel: KernelPackage, out: I
         needs_acpi=kernel.config.needs_acpi,
         has_opencode=request.opencode,
         init_version=INIT_VERSION,
-        memory_mib=OPENCODE_MEMORY_MIB if request.opencode else MEMORY_MIB,
+        memory_mib=MEMORY_MIB,
     )
     return describe(Draft(out.directory, image), packages=packages, seed_key=request.seed_key)

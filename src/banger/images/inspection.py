@@ -4,6 +4,7 @@ Nothing of theirs is changed or copied. What has to be made of them, such as a k
 to the new image's directory.
 """
 
+import os
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -76,6 +77,8 @@ def existing(path: str, what: str, *, directory: bool = False) -> Path:
         raise Invalid(f"--{what}: {path}: {getattr(error, 'strerror', None) or 'a loop of links'}") from error
     if not (stat.S_ISDIR(mode) if directory else stat.S_ISREG(mode)):
         raise Invalid(f"--{what}: {path} is no {'directory' if directory else 'regular file'}")
+    if not os.access(real, os.R_OK):
+        raise Invalid(f"--{what}: the daemon may not read {real}", hint="let the person who runs it read it")
     return real
 
 

@@ -21,7 +21,10 @@ Work = Callable[["Job"], Awaitable[Any]]
 
 
 class Job:
-    """What an operation's work is given: stages, progress, notes, and the undo stack."""
+    """What an operation's work is given: stages, progress, notes, and the undo stack.
+
+    `if_cancelled` is the hint for a person whose operation was cancelled; work that leaves something may change it.
+    """
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class Job:
         self._last_progress = 0.0
         self._output = OutputGate(lambda data: emit(EventKind.OUTPUT, data))
         self._undo = AsyncExitStack()
+        self.if_cancelled = "nothing it made is left"
 
     @asynccontextmanager
     async def stage(self, name: str, *, deadline_s: float | None = None) -> AsyncIterator[None]:
@@ -136,7 +140,7 @@ class Operations:
         )
         task = asyncio.create_task(job.run(work), name=f"{kind} {target}")
         self._tasks[operation.id] = task
-        task.add_done_callback(lambda ended: self._finish(operation, ended))
+        task.add_done_callback(lambda ended: self._finish(operation, job, ended))
         return operation
 
     def _let_go(self, operation: Operation, target: str) -> None:
@@ -151,11 +155,11 @@ class Operations:
         waker, self._wakers[operation_id] = self._wakers[operation_id], asyncio.Event()
         waker.set()
 
-    def _finish(self, operation: Operation, task: asyncio.Task[Any]) -> None:
+    def _finish(self, operation: Operation, job: Job, task: asyncio.Task[Any]) -> None:
         state, result, error = OperationState.DONE, None, None
         if task.cancelled():
             state = OperationState.INTERRUPTED if self._closing else OperationState.CANCELLED
-            error = Cancelled(f"{operation.kind} was {state}", hint="nothing it made is left").to_dict()
+            error = Cancelled(f"{operation.kind} was {state}", hint=job.if_cancelled).to_dict()
         elif (failure := task.exception()) is not None:
             state, error = OperationState.FAILED, self._describe(operation, failure).to_dict()
         else:

@@ -45,7 +45,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     seed_key    fingerprint of the SSH key in the work seed; empty without a seed
     managed     all its files are its own; a registered image has some that lie elsewhere
     parents     the images that it was made of, the nearest first
-    memory_mib  the least memory that its machines need, in MiB; 0 when nobody knows
+    memory_mib  the least memory that its machines need without opencode, in MiB; 0 when nobody knows
     """
 
     name: str

@@ -33,7 +33,7 @@ from banger.service.admission import Admission
 from banger.service.bundle import RuntimeBundle
 from banger.service.catalogue import image_target
 from banger.storage.copies import copy_disk
-from banger.system.ext4 import check_ext4
+from banger.system.ext4 import check_ext4, read_superblock
 from banger.system.files import in_thread, make_read_only, sha256_of, sync_path
 from banger.system.filesystems import filesystem_of
 from banger.system.stoppable import Stop, run_stoppable
@@ -77,7 +77,8 @@ class Archives:
             raise Invalid(f"{path} is not absolute")
         if spec.name is not None:
             self._check_free(spec.name)
-        if (path.is_file() or path.is_dir()) and kind_of(path) != "banger":
+        is_pipe = path.exists() and not (path.is_file() or path.is_dir())
+        if not is_pipe and kind_of(path) != "banger":
             return self._others(spec)
         if spec.oci is not None:
             raise Invalid(f"{path} is an archive of banger's own", hint="leave out what is for OCI images only")
@@ -121,8 +122,13 @@ class Archives:
             name = spec.name or manifest.image.name
             self._check_free(name)
             async with unpacking(self._paths, raw) as directory:
-                await self._unpack(job, reader, manifest, directory)
-                await self._check(job, manifest, directory)
+                try:
+                    await self._unpack(job, reader, manifest, directory)
+                    await self._check(job, manifest, directory)
+                except asyncio.CancelledError:
+                    if kept_parts(directory, manifest):
+                        job.if_cancelled = "the parts that are complete are kept: importing it again goes on with them"
+                    raise
                 origin = f"{_told(path)} at {datetime.now(UTC).isoformat(timespec='seconds')}"
                 return await self._make(job, imported(manifest, name, origin), directory)
 
@@ -162,6 +168,11 @@ class Archives:
             for part in manifest.parts:
                 if part.role in _FILESYSTEMS:
                     await check_ext4(directory / part.file)
+                    if read_superblock(directory / part.file).needs_recovery:
+                        # its guests would replay over what is written to it here
+                        raise Invalid(
+                            f"the journal of {part.file} is not replayed", hint="export it from an image that is sound"
+                        )
 
     async def _make(self, job: Job, image: Image, directory: Path) -> Image:
         """Publish the image of these parts, with this person's key in place of the exporter's."""

@@ -1,9 +1,11 @@
 """The machine in which an image is built: made from its base or a layer, logged in to, kept as layers, flattened."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -15,6 +17,7 @@ from banger.images.catalog import part_path
 from banger.images.layers import Layers
 from banger.images.locks import image_in_use
 from banger.jobs.operations import Job
+from banger.model.engine import NO_SPACE
 from banger.model.errors import CommandFailed, HostRequirement
 from banger.model.guest import ExecRequest
 from banger.model.image import Image
@@ -29,6 +32,9 @@ from banger.storage.flatten import flatten
 from banger.storage.mapped import attach_root, detach_root
 from banger.store.vms import VmStore
 from banger.system.files import allocated_bytes
+from banger.system.watch import Growth
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from banger.guest.shell import Shell
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
 SSHD_S = 120.0
 AGENT_S = 30.0
 SYNC_S = 600.0
+_LINE, _PIECE = 512, 65536
 _LET_IN = (
     "umask 077; mkdir -p /root/.ssh && read -r key && "
     '{ grep -qxF "$key" /root/.ssh/authorized_keys 2>/dev/null || echo "$key" >>/root/.ssh/authorized_keys; }'
@@ -118,6 +125,23 @@ class BuildMachines:
         if (await guest.run(request, stdin=f"{key.line}\n".encode())).exit.exit_code():
             raise CommandFailed("the guest's /root/.ssh/authorized_keys cannot be written")
 
+    async def or_full(self, vm: Vm, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work in its guest; raise `HostRequirement` at once when its engine pauses it, as the disk is full."""
+        working = asyncio.ensure_future(work)
+        full = asyncio.ensure_future(_until_full(self._paths.vm(vm.id).engine_log))
+        try:
+            await asyncio.wait({working, full}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done() and full.exception() is None:
+                raise HostRequirement(
+                    f"the build cannot go on: {self._admission.full()}",
+                    hint="`banger capacity` shows what takes the room; what was done so far is kept as layers",
+                )
+            return await working  # where the log cannot be watched, deadlines are left
+        finally:
+            for task in (working, full):
+                task.cancel()
+            await asyncio.gather(working, full, return_exceptions=True)
+
     def has_layers(self, vm: Vm) -> bool:
         """Whether its disk can be kept as a layer: only an overlay is small."""
         return self.layers.on and self._paths.vm(vm.id).root_overlay.exists()
@@ -185,6 +209,21 @@ class BuildMachines:
 
     async def forget(self, vm: Vm) -> None:
         self._vms.remove(vm.id)
+
+
+async def _until_full(engine_log: Path) -> None:
+    """Return once the engine logs that it has paused its guest for want of room."""
+    growth = Growth()
+    try:
+        with engine_log.open("rb") as file, growth.of(engine_log) as written:
+            file.seek(0, os.SEEK_END)
+            tail = b""
+            while NO_SPACE.encode() not in tail:
+                await written.wait()
+                written.clear()
+                tail = tail[-_LINE:] + file.read(_PIECE)
+    finally:
+        growth.close()
 
 
 def _flat_bytes(disk: Path, base: Path) -> int:

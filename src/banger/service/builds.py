@@ -136,7 +136,7 @@ class BuildService:
         for step in steps[:known]:
             job.note(f"cached  {step.title}")
         vm = await self._machines.boot(job, vm)
-        await self._provision(job, vm, log, steps, keys, known)
+        await self._machines.or_full(vm, self._provision(job, vm, log, steps, keys, known))
         vm = await self._machines.power_off(job, vm)
         image = await self._finish(job, spec, base, vm)
         changes = await in_thread(self._changes, base, image)

@@ -50,6 +50,13 @@ def kept(home: Home) -> list[Path]:
 def test_an_image_goes_out_by_a_pipe_and_comes_in_by_one(home: Home, archive: Path) -> None:
     sent = home.run("image", "export", "theirs", "--output", "-").stdout
     assert sent == archive.read_bytes()
+    redirected = home.root / "redirected"
+    redirected.write_bytes(b"before ")
+    with redirected.open("ab") as file:
+        child = home.start("image", "export", "theirs", "-o", "-", stdout=file.fileno())
+        child.communicate(timeout=LIMIT_S)
+        assert child.returncode == 0
+    assert redirected.read_bytes() == b"before " + sent
     home.run("image", "import", "-", "--name", "piped", input=sent)
     image = home.json("image", "show", "piped")
     assert image["origin"].startswith("imported from a pipe at ")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -235,24 +236,33 @@ def test_of_an_archive_that_was_cut_short_or_changed_nothing_is_left(
     play(tmp_path, store, scene)
 
 
-def test_an_image_whose_filesystem_has_errors_is_refused_though_its_digests_are_right(
-    tmp_path: Path, store: OperationStore
+def scratched(root: Path) -> None:
+    with root.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(65536))
+
+
+def with_a_journal(root: Path) -> None:
+    subprocess.run(["debugfs", "-w", "-R", "feature needs_recovery", root], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(scratched, "root.ext4 has errors"), (with_a_journal, "journal of root.ext4 is not replayed")]
+)
+def test_a_filesystem_that_is_not_sound_is_refused_though_its_digest_is_right(
+    tmp_path: Path, store: OperationStore, change: Callable[[Path], None], said: str
 ) -> None:
     async def scene(world: World, ours: PublicKey) -> None:
-        await asyncio.to_thread(make_image, world.paths, "theirs", ours.line, seed_key=ours.fingerprint)
-        root = world.paths.image("theirs").root
-        root.chmod(0o644)
-        with root.open("r+b") as file:
-            file.seek(4096)
-            file.write(os.urandom(65536))
-        image = catalog.find_image(world.paths, "theirs")
-        lying = msgspec.structs.replace(image.parts["root"], sha256=sha256_of(root))
-        metadata = world.paths.image("theirs").metadata
-        metadata.chmod(0o644)
-        metadata.write_bytes(msgspec.json.encode(msgspec.structs.replace(image, parts={**image.parts, "root": lying})))
+        image = await asyncio.to_thread(make_image, world.paths, "theirs", ours.line, seed_key=ours.fingerprint)
+        where = world.paths.image("theirs")
+        for path in (where.root, where.metadata):
+            path.chmod(0o644)
+        await asyncio.to_thread(change, where.root)
+        root = msgspec.structs.replace(image.parts["root"], sha256=sha256_of(where.root))
+        described = msgspec.structs.replace(image, parts={**image.parts, "root": root})
+        where.metadata.write_bytes(msgspec.json.encode(described))
         assert (await world.export("theirs", tmp_path / "a")).state is OperationState.DONE
-        error = failed(await world.bring(tmp_path / "a", "mine"))
-        assert "root.ext4 has errors" in error.message
+        assert said in failed(await world.bring(tmp_path / "a", "mine")).message
         world.check_nothing_left()
 
     play(tmp_path, store, scene)
@@ -284,7 +294,10 @@ def test_an_import_goes_on_where_the_one_before_was_interrupted(
     archive, original = theirs
 
     async def scene(world: World, _: PublicKey) -> None:
-        assert (await interrupted(world, archive, 0.97)).state is OperationState.CANCELLED
+        ended = await interrupted(world, archive, 0.97)
+        assert ended.state is OperationState.CANCELLED
+        assert ended.error is not None
+        assert "kept" in ended.error["hint"]
         complete = {FILES[role] for role in original.parts if role != "root"}
         assert world.kept() == complete
         assert not list(world.paths.images.glob("*"))
@@ -436,6 +449,33 @@ def test_what_a_killed_daemon_was_writing_is_removed_at_the_next_start(tmp_path:
         await world.archives.sweep()
         assert list(out.iterdir()) == [others], "nobody said that this one is ours"
         world.check_nothing_left()
+
+    play(tmp_path, store, scene)
+
+
+def test_a_registered_image_goes_out_with_its_files_and_comes_in_as_a_managed_one(
+    tmp_path: Path, store: OperationStore
+) -> None:
+    elsewhere = tmp_path / "mine.ext4"
+
+    async def scene(world: World, ours: PublicKey) -> None:
+        image = await asyncio.to_thread(make_image, world.paths, "theirs", ours.line, seed_key=ours.fingerprint)
+        where = world.paths.image("theirs")
+        where.root.rename(elsewhere)
+        changed = elsewhere.stat().st_mtime_ns
+        root = msgspec.structs.replace(image.parts["root"], file=str(elsewhere), modified_ns=changed)
+        where.metadata.chmod(0o644)
+        registered = msgspec.structs.replace(image, managed=False, parts={**image.parts, "root": root})
+        where.metadata.write_bytes(msgspec.json.encode(registered))
+        assert (await world.export("theirs", tmp_path / "a")).state is OperationState.DONE
+        assert (await world.bring(tmp_path / "a", "mine")).state is OperationState.DONE
+        back = catalog.find_image(world.paths, "mine")
+        assert back.managed
+        assert back.parts["root"] == image.parts["root"]
+        assert sha256_of(world.paths.image("mine").root) == image.parts["root"].sha256
+        os.utime(elsewhere, ns=(0, 0))
+        with pytest.raises(Invalid, match=r"mine\.ext4 was changed"):
+            await world.export("theirs", tmp_path / "b")
 
     play(tmp_path, store, scene)
 

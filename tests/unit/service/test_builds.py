@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +17,13 @@ from banger.images.catalog import find_image, list_images
 from banger.images.draft import Draft
 from banger.images.layers import Layers
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import BangerError, Busy, Conflict, Invalid, NotFound, Timeout, Unsupported
+from banger.model.errors import BangerError, Busy, Conflict, HostRequirement, Invalid, NotFound, Timeout, Unsupported
 from banger.model.image import Image
 from banger.model.operation import Event, EventKind, Operation, OperationState
 from banger.model.recipe import BuildSpec, Copy
 from banger.model.vm import Vm, VmState
 from banger.paths import Paths
+from banger.service.admission import Admission
 from banger.service.build_end import ours
 from banger.service.build_machine import BuildMachines
 from banger.service.build_steps import plan
@@ -99,6 +100,9 @@ class PretendedMachines:
     @asynccontextmanager
     async def shell(self, job: Job, vm: Vm) -> AsyncIterator[tuple[Shell, str]]:
         yield cast(Shell, PretendedShell(self._world)), "other"
+
+    async def or_full(self, vm: Vm, work: Coroutine[Any, Any, None]) -> None:
+        await work
 
     def has_layers(self, vm: Vm) -> bool:
         return self.qcow2
@@ -424,3 +428,37 @@ def test_logs_of_forgotten_builds_go(world: World) -> None:
     os.utime(old, (1, 1))
     asyncio.run(world.service.sweep())
     assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_disk_that_fills_up_ends_a_build_at_once(tmp_path: Path) -> None:
+    paths, nobody = Paths(tmp_path / "s", tmp_path / "r", tmp_path / "c"), cast(Any, None)
+    admission = Admission(paths, Settings())
+    machines = BuildMachines(paths, Settings(), nobody, nobody, nobody, nobody, admission)
+    vm = make_vm("build-x-0000", "0123456789ab")
+    log = paths.vm(vm.id).engine_log
+    log.parent.mkdir(parents=True)
+    log.write_text("an older line: paused: no space left on the host's disk\n")
+    begun, ended = asyncio.Event(), []
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append("ended")
+
+    async def quick() -> int:
+        return 7
+
+    async def main() -> None:
+        assert await machines.or_full(vm, quick()) == 7
+        building = asyncio.create_task(machines.or_full(vm, work()))
+        await begun.wait()
+        with log.open("a") as file:
+            file.write("WARNING paused: no space left on the host's disk for drive root\n")
+        with pytest.raises(HostRequirement, match="the host's disk is full"):
+            async with asyncio.timeout(20):
+                await building
+
+    asyncio.run(main())
+    assert ended == ["ended"]
