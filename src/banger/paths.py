@@ -162,6 +162,11 @@ class ImagePaths(NamedTuple):
         return self.directory / "packages.json"
 
     @property
+    def modules(self) -> Path:
+        """The kernel's modules where the root has none: what is below lib/modules/RELEASE, as a tar archive."""
+        return self.directory / "modules.tar"
+
+    @property
     def work_seed(self) -> Path:
         return self.directory / "work-seed.ext4"
 

@@ -50,13 +50,13 @@ def digest_tree(source: Path, told: Told = lambda _: None) -> Tree:
     return _read(source, None, told=told)
 
 
-def write_tree(source: Path, name: str, out: BinaryIO) -> Tree:
+def write_tree(source: Path, name: str, out: BinaryIO, told: Told = lambda _: None) -> Tree:
     """The same, and write it as a tar archive: a file under `name`, a directory's content below `./`.
 
     Raises also what writing raises.
     """
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        return _read(source, archive, name)
+        return _read(source, archive, name, told)
 
 
 def write_files(files: dict[str, tuple[bytes, int]], links: dict[str, str], out: BinaryIO) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from banger.images.catalog import REQUIRED_PARTS
 from banger.images.draft import usual_files
 from banger.model.errors import Invalid
-from banger.model.image import IMAGE_FORMAT, WORK_SEED, Image, ImagePart
+from banger.model.image import IMAGE_FORMAT, MODULES, WORK_SEED, Image, ImagePart
 from banger.model.names import validate_name
 from banger.model.sizes import GIB, MIB, show_size
 from banger.model.text import harmless
@@ -25,7 +25,7 @@ MANIFEST_MAX = MIB
 # what parts there are, and what each is called in an archive, whatever its file is called in the image; large ones last
 _USUAL = {role: path.name for role, path in usual_files(ImagePaths(Path())).items()}
 FILES = {role: _USUAL[role] for role in sorted(_USUAL, key=lambda role: (role == "root", role == WORK_SEED))}
-_LARGEST = {"kernel": GIB, "bzimage": GIB, "initramfs": GIB, "config": 16 * MIB, "manifest": 64 * MIB}
+_LARGEST = {"kernel": GIB, "bzimage": GIB, "initramfs": GIB, "config": 16 * MIB, "manifest": 64 * MIB, MODULES: 2 * GIB}
 _TEXT_MAX, _BOOT_ARGS_MAX, _NUMBER_MAX = 1000, 1500, 1 << 24
 _KEY = re.compile(r"|SHA256:[A-Za-z0-9+/]{43}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

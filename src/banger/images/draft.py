@@ -7,7 +7,7 @@ import msgspec
 
 from banger.images.catalog import measure_parts
 from banger.images.manifest import Package
-from banger.model.image import WORK_SEED, Image
+from banger.model.image import MODULES, WORK_SEED, Image
 from banger.paths import ImagePaths
 
 
@@ -40,6 +40,7 @@ def usual_files(where: ImagePaths) -> dict[str, Path]:
         "initramfs": where.initramfs,
         "config": where.config,
         "manifest": where.manifest,
+        MODULES: where.modules,
         WORK_SEED: where.work_seed,
     }
 

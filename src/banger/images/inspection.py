@@ -54,6 +54,7 @@ class Inspected:
     elsewhere  role -> file of the person's
     made       role -> file in the new image's directory
     notes      what a person should know
+    modules    the directory that was given, where the root has no modules for the kernel
     """
 
     elsewhere: dict[str, Path]
@@ -66,6 +67,7 @@ class Inspected:
     has_opencode: bool = False
     init_version: int = INIT_VERSION
     packages: int = 0
+    modules: Path | None = None
 
 
 def existing(path: str, what: str, *, directory: bool = False) -> Path:
@@ -140,13 +142,19 @@ def _look_into_root(found: Inspected, path: Path, stack: ExitStack) -> RootTree 
 def _modules(found: Inspected, given: Given, kernel: BootKernel, root: RootTree | None) -> ReadModule | None:
     """Where the kernel's modules are read from; None where there are none."""
     inside = _modules_in(root, kernel.release) if root and kernel.release else None
-    if root is not None and inside is None:
+    without = root is not None and inside is None
+    if without:
         found.notes.append("the root has no modules for this kernel: only what is built in, or in the initramfs, works")
     if given.modules is None:
         return inside
     places = [given.modules, given.modules / "lib/modules" / kernel.release, given.modules / kernel.release]
     for place in places if kernel.release else places[:1]:
         if has_modules(directory_reader(place)):
+            if without:
+                found.modules = place
+                found.notes.append(
+                    "those of --modules are kept, for images that `banger image build` makes of this one"
+                )
             return directory_reader(place)
     raise Invalid(
         f"--modules: {given.modules} has no {DEPENDENCIES}",

@@ -28,10 +28,10 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LOCK_S = 30.0
 # the names of parts that are ever replaced, as an image is made with them and as `_measure` calls them
 _REPLACEABLE = re.compile(
-    r"work-seed(-[0-9a-f]{8})?\.ext4|initramfs(-[0-9a-f]{8})?\.cpio|(vmlinux|packages|kernel)-[0-9a-f]{8}(\.\w+)?"
+    r"work-seed(-[0-9a-f]{8})?\.ext4|initramfs(-[0-9a-f]{8})?\.cpio|(vmlinux|packages|kernel|modules)-[0-9a-f]{8}(\.\w+)?"
 )
 # what a promotion that was cut short has copied into a registered image
-_COPIED = re.compile(r"root\.ext4|bzImage|vmlinux|kernel\.config|packages\.json")
+_COPIED = re.compile(r"root\.ext4|bzImage|vmlinux|kernel\.config|packages\.json|modules\.tar")
 _SEED = re.compile(r"work-seed(-[0-9a-f]{8})?\.ext4")
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import msgspec
 IMAGE_FORMAT = 2  # 1 had no registered images, parents or least memory
 # what the first process of an image's machines can do: 2 mounts a work disk
 INIT_VERSION = 2
+MODULES = "modules"  # the role of the part that has the kernel's modules where the root has none
 WORK_SEED = "work-seed"  # the role of the part that new work disks are cloned from
 
 
@@ -34,7 +35,7 @@ class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """The content of image.json.
 
-    parts       by role: root, kernel, initramfs; bzimage, config, manifest and work-seed where there are such
+    parts       by role: root, kernel, initramfs; bzimage, config, manifest, modules, work-seed where there are such
     boot_args   the kernel's command line without what the engine and the VM add
     packages    how many packages the manifest lists
     created_at  RFC 3339, UTC

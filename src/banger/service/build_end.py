@@ -2,9 +2,10 @@
 
 import hashlib
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
 
 from banger.guest import bundle
 from banger.guest.copies import write_files
@@ -19,19 +20,32 @@ _RELEASE = 'release=$(uname -r); echo "$release"; test -d "/lib/modules/$release
 _TRIM = "sync; fstrim -v / || echo 'the disk cannot be trimmed'"
 
 
-async def put_in_order(bench: Bench, log: BuildLog, agent: Mapping[str, bytes]) -> None:
-    """The last stages before the guest powers off; `agent` is as `RuntimeBundle.agent` has it. Raises like a step."""
-    await take(Step("modules", "kernel modules", "", _modules), bench, log)
+async def put_in_order(bench: Bench, log: BuildLog, agent: Mapping[str, bytes], modules: Path | None) -> None:
+    """The last stages before the guest powers off; `agent` is as `RuntimeBundle.agent` has it, `modules` the base's
+    archive of them. Raises like a step.
+    """
+    await take(Step("modules", "kernel modules", "", lambda bench: _modules(bench, modules)), bench, log)
     if bench.init in _INITS:
         await take(Step("services", "services", "", lambda bench: _services(bench, agent)), bench, log)
     await take(Step("trim", "trim", "", lambda bench: bench.run(_TRIM)), bench, log)
 
 
-async def _modules(bench: Bench) -> None:
+async def _modules(bench: Bench, archive: Path | None) -> None:
+    """Where the root has no modules for its kernel, put the image's there, or say that there are none."""
     said: list[str] = []
-    if await bench.status(_RELEASE, heard=said.append) != 0:
-        place = f"/lib/modules/{said[0] if said else 'RELEASE'}"
+    if await bench.status(_RELEASE, heard=said.append) == 0:
+        return
+    place = f"/lib/modules/{said[0] if said else 'RELEASE'}"
+    if archive is None:
         bench.job.note(f"there is no {place}: only what the kernel has built in works; --copy SRC:{place} brings them")
+        return
+    bench.job.note(f"the image's modules come to {place}")
+
+    def write(out: BinaryIO) -> None:
+        with archive.open("rb") as file:
+            shutil.copyfileobj(file, out)
+
+    await bench.unpack(place, write)
 
 
 async def _services(bench: Bench, agent: Mapping[str, bytes]) -> None:

@@ -18,7 +18,7 @@ from banger.images.layers import layer_keys
 from banger.images.manifest import Package, read_manifest
 from banger.jobs.operations import Job, Operations
 from banger.model.errors import BangerError, Cancelled, Invalid
-from banger.model.image import IMAGE_FORMAT, Image
+from banger.model.image import IMAGE_FORMAT, MODULES, Image
 from banger.model.names import NAME_MAX, new_id
 from banger.model.operation import Operation
 from banger.model.recipe import BuildSpec, Built, PackageChange
@@ -136,7 +136,7 @@ class BuildService:
         for step in steps[:known]:
             job.note(f"cached  {step.title}")
         vm = await self._machines.boot(job, vm)
-        await self._machines.or_full(vm, self._provision(job, vm, log, steps, keys, known))
+        await self._machines.or_full(vm, self._provision(job, vm, log, steps, keys, known, base))
         vm = await self._machines.power_off(job, vm)
         image = await self._finish(job, spec, base, vm)
         changes = await in_thread(self._changes, base, image)
@@ -167,7 +167,7 @@ class BuildService:
                 raise
 
     async def _provision(
-        self, job: Job, vm: Vm, log: BuildLog, steps: Sequence[Step], keys: Sequence[str], known: int
+        self, job: Job, vm: Vm, log: BuildLog, steps: Sequence[Step], keys: Sequence[str], known: int, base: Image
     ) -> None:
         """Do the steps that no layer holds, and put the guest in order for its end."""
         scratch, seconds = self._paths.vm(vm.id).state, self._settings.build_step_timeout_s
@@ -179,7 +179,8 @@ class BuildService:
                 if self._machines.has_layers(vm):
                     titles = [each.title for each in steps[:count]]
                     await self._machines.keep_layer(job, vm, keys[count - 1], titles)
-            await put_in_order(bench, log, self._bundle.agent())
+            modules = catalog.part_path(self._paths, base, MODULES) if MODULES in base.parts else None
+            await put_in_order(bench, log, self._bundle.agent(), modules)
 
     async def _finish(self, job: Job, spec: BuildSpec, base: Image, vm: Vm) -> Image:
         async with catalog.workspace(self._paths) as work:

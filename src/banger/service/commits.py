@@ -16,7 +16,7 @@ from banger.images.parts import bring_up_to_date
 from banger.jobs.operations import Job, Operations
 from banger.model.commit import CommitSpec
 from banger.model.errors import Conflict, Invalid, Unsupported
-from banger.model.image import IMAGE_FORMAT, WORK_SEED, Image
+from banger.model.image import IMAGE_FORMAT, MODULES, WORK_SEED, Image
 from banger.model.names import validate_name
 from banger.model.operation import Operation
 from banger.model.vm import Vm, VmState
@@ -32,7 +32,7 @@ from banger.system.ext4 import read_superblock
 from banger.system.files import allocated_bytes, in_thread
 
 COPY_S, CONVERT_S, HOME_S = 3600.0, 3600.0, 900.0
-BOOT_PARTS = ("kernel", "bzimage", "initramfs", "config")
+BOOT_PARTS = ("kernel", "bzimage", "initramfs", "config", MODULES)
 _SETTLED = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPED, VmState.FAILED)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from banger.guest.copies import Told, write_tree
 from banger.images.boot import BOOT_ARGS, checked_arguments
 from banger.images.catalog import check_free, find_image, measure_parts, publish, read_metadata, workspace
 from banger.images.counted import counted
@@ -21,16 +22,18 @@ from banger.images.registered import (
 )
 from banger.jobs.operations import Job, Operations
 from banger.model.errors import Conflict, Invalid
-from banger.model.image import Image, ImagePart
+from banger.model.image import MODULES, Image, ImagePart
 from banger.model.names import validate_name
 from banger.model.operation import Operation
 from banger.model.registration import PromoteSpec, RegisterSpec
+from banger.model.sizes import GIB, show_size
 from banger.paths import ImagePaths, Paths
 from banger.service.drafts import Drafts
 from banger.store.vms import VmStore
 from banger.system.files import allocated_bytes, in_thread
 
 LOOK_S, DIGESTS_S, PUBLISH_S = 1800.0, 3600.0, 300.0
+MODULES_MAX = 1 * GIB
 _UNKNOWN = "unknown"
 _SAME = ("root", "kernel", "initramfs")
 
@@ -118,6 +121,9 @@ class Registration:
                 found = await counted(lambda told: inspect(given, out, work, told), job, total)
                 for note in found.notes:
                     job.note(note)
+            if found.modules is not None:
+                async with job.stage("modules", deadline_s=LOOK_S):
+                    found.made[MODULES] = await _pack(job, found.modules, out.modules)
             async with job.stage("digests", deadline_s=DIGESTS_S):
                 parts = await measure_elsewhere(found.elsewhere, job)
                 parts |= await in_thread(measure_parts, out.directory, found.made)
@@ -206,6 +212,26 @@ class Registration:
                 return made
             async with job.stage("publish", deadline_s=PUBLISH_S):
                 return await become_managed(self._paths, image, made, directory, work)
+
+
+async def _pack(job: Job, modules: Path, target: Path) -> Path:
+    """Write an archive of the modules, the same for the same; raises `Invalid` when it is too much, or no modules."""
+
+    def work(told: Told) -> None:
+        done = 0
+
+        def counted_too(count: int) -> None:
+            nonlocal done
+            done += count
+            if done > MODULES_MAX:
+                raise Invalid(f"--modules: {modules} has more than {show_size(MODULES_MAX)}")
+            told(count)
+
+        with target.open("xb") as out:
+            write_tree(modules, "", out, counted_too)
+
+    await counted(work, job, MODULES_MAX)
+    return target
 
 
 def _check_same(registered: Image, copied: Image) -> None:

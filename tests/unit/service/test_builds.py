@@ -13,12 +13,12 @@ import pytest
 
 from banger.config import Settings
 from banger.guest.shell import Shell
-from banger.images.catalog import find_image, list_images
+from banger.images.catalog import find_image, list_images, measure_parts
 from banger.images.draft import Draft
 from banger.images.layers import Layers
 from banger.jobs.operations import Job, Operations
 from banger.model.errors import BangerError, Busy, Conflict, HostRequirement, Invalid, NotFound, Timeout, Unsupported
-from banger.model.image import Image
+from banger.model.image import MODULES, Image
 from banger.model.operation import Event, EventKind, Operation, OperationState
 from banger.model.recipe import BuildSpec, Copy
 from banger.model.vm import Vm, VmState
@@ -53,6 +53,9 @@ class PretendedShell:
     ) -> int:
         sent = b"".join([piece async for piece in stdin]) if stdin is not None else b""
         self._world.commands.append((command, sent))
+        if "uname -r" in command:
+            heard("6.99.1-test")
+            return self._world.modules_status
         if b"exit 3" in sent:
             heard("first line")
             heard("it is \x1b[31mbroken")
@@ -163,6 +166,7 @@ class World:
         self.gone: list[str] = []
         self.drafts: list[Draft] = []
         self.sleeping = asyncio.Event()
+        self.modules_status = 0  # of looking for modules in the guest
         self.machines = PretendedMachines(self)
         settings = Settings()
         bundle = RuntimeBundle(self.paths, settings)
@@ -249,6 +253,22 @@ def test_the_steps_come_in_order_and_the_image_says_what_it_was_made_of(world: W
     assert world.vms.all() == []
     assert [name.rsplit("-", 1)[0] for name in world.gone] == ["build-tools"]
     assert Path(done.result["log"]).read_text().splitlines()[0] == "== packages jq, tree"
+
+
+def test_a_guest_without_modules_gets_those_of_its_image(world: World, spec: BuildSpec) -> None:
+    world.modules_status = 1
+    assert any("there is no /lib/modules/6.99.1-test" in note for note in world.notes(world.built(spec)))
+
+    where, image = world.paths.image("debian"), find_image(world.paths, "debian")
+    where.modules.write_bytes(b"an archive")
+    parts = {**image.parts, **measure_parts(where.directory, {MODULES: where.modules})}
+    where.metadata.chmod(0o644)
+    where.metadata.write_bytes(msgspec.json.encode(msgspec.structs.replace(image, parts=parts)))
+    world.commands.clear()
+    assert world.built(msgspec.structs.replace(spec, name="other")).error is None
+    (unpacked,) = [command for command, sent in world.commands if sent == b"an archive"]
+    assert "tar -x" in unpacked
+    assert "-C /lib/modules/6.99.1-test" in unpacked
 
 
 def test_what_was_done_before_is_not_done_again(world: World, spec: BuildSpec, tmp_path: Path) -> None:

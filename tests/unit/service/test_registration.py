@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from banger.images.parts import bring_up_to_date, sweep_parts
 from banger.images.verify import verify_image
 from banger.jobs.operations import Job, Operations
 from banger.model.errors import BangerError, Conflict, Invalid, NotFound
-from banger.model.image import WORK_SEED, Image
+from banger.model.image import MODULES, WORK_SEED, Image
 from banger.model.operation import EventKind, Operation, OperationState
 from banger.model.registration import PromoteSpec, RegisterSpec
 from banger.model.vm import DEFAULT_WORK_DISK_BYTES, Vm, VmSpec, VmState
@@ -36,7 +37,7 @@ from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
 from tests.unit.images.cpios import archive
-from tests.unit.images.given import OURS, compressed, make_root, vmlinux
+from tests.unit.images.given import OURS, RELEASE, compressed, make_root, vmlinux
 from tests.unit.images.recorder import Recorder
 from tests.unit.images.tiny import make_image, needs_e2fsprogs, room
 from tests.unit.service.pretend import disks_of
@@ -257,6 +258,31 @@ def test_an_image_that_needs_more_memory_says_so(bench: Bench) -> None:
     with pytest.raises(Invalid, match="needs 2048 MiB of memory, and 1024") as caught:
         check_memory(image, 1024, "choose more")
     assert caught.value.hint == "choose more"
+
+
+def test_modules_that_the_root_has_not_are_kept_and_come_with_the_copy(bench: Bench) -> None:
+    modules = bench.files / "modules"
+    (modules / "kernel").mkdir(parents=True)
+    (modules / "kernel/virtio_blk.ko").write_bytes(b"\x7fELF-theirs")
+    (modules / "modules.dep").write_text("kernel/virtio_blk.ko:\n")
+    bench.register(modules=str(modules))
+    assert bench.own() == {"image.json", "modules.tar"}
+    with tarfile.open(part_path(bench.paths, bench.image, MODULES)) as kept:
+        assert {member.name for member in kept if member.isreg()} == {"./kernel/virtio_blk.ko", "./modules.dep"}
+    assert "nothing was changed" in bench.notes(bench.register(modules=str(modules)))
+    (modules / "kernel/virtio_blk.ko").write_bytes(b"\x7fELF-others")
+    assert "modules: other content" in failed(bench.register(modules=str(modules)))
+    assert bench.promote("copy").state is OperationState.DONE
+    assert find_image(bench.paths, "copy").parts[MODULES].sha256 == bench.image.parts[MODULES].sha256
+
+
+def test_modules_that_the_root_has_itself_are_not_kept(bench: Bench) -> None:
+    bench.root = make_root(bench.files, "with.ext4", **{f"usr__lib__modules__{RELEASE}__modules.dep": "a.ko:\n"})
+    modules = bench.files / "modules"
+    modules.mkdir()
+    (modules / "modules.dep").write_text("")
+    bench.register(modules=str(modules))
+    assert MODULES not in bench.image.parts
 
 
 @needs_qemu_img
