@@ -42,7 +42,7 @@ async def _services(bench: Bench, agent: Mapping[str, bytes]) -> None:
     missing = {path: target for path, target in links.items() if have.get(path) != target}
     if not stale and not missing:
         return
-    bench.job.note(f"{len(stale) + len(missing)} files of banger's are brought up to date")
+    bench.job.note(f"brought up to date: {', '.join(sorted(stale.keys() | missing.keys()))}")
     await bench.unpack("/", lambda out: write_files(stale, missing, out))
     if any(path.endswith(".py") for path in stale):
         places = shlex.join(f"/{path}" for path in bundle.COMPILE)
