@@ -13,6 +13,7 @@ from banger.client.exec import ExecSession
 from banger.model.errors import Invalid
 from banger.model.guest import ExecRequest
 
+_USUAL = os.terminal_size((80, 24))
 _PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -26,7 +27,7 @@ def run_exec(arguments: argparse.Namespace) -> int:
         raise Invalid("exec passes the command's own output through, so --json means nothing here", hint="leave it out")
     if arguments.tty and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Invalid("--tty needs a terminal on standard input and output", hint="leave -t out")
-    size = os.get_terminal_size() if arguments.tty else os.terminal_size((80, 24))
+    size = _size() if arguments.tty else _USUAL
     request = ExecRequest(
         argv=tuple(command),
         env=dict(_variable(text) for text in arguments.env) | _terminal(arguments.tty),
@@ -55,6 +56,12 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _size() -> os.terminal_size:
+    """The terminal's; one that does not know its size, such as a serial line, says 0."""
+    size = os.get_terminal_size()
+    return size if size.columns and size.lines else _USUAL
+
+
 def _terminal(tty_wanted: bool) -> dict[str, str]:
     return {"TERM": os.environ.get("TERM", "xterm-256color")} if tty_wanted else {}
 
@@ -68,7 +75,7 @@ def _signals(session: ExecSession, *, tty: bool) -> Iterator[tuple[int, Callable
         nonlocal interrupts
         for number in os.read(wake, 64):
             if number == signal.SIGWINCH:
-                size = os.get_terminal_size()
+                size = _size()
                 session.resize(size.lines, size.columns)
                 continue
             session.signal(number)
