@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from banger.cli.connect import client
@@ -51,3 +52,25 @@ def followed(arguments: argparse.Namespace, operation: Operation, *, quiet: bool
     else:
         return operation
     return None
+
+
+def delete_each(
+    arguments: argparse.Namespace,
+    doomed: Iterable[tuple[str, Callable[[], Operation]]],
+    besides: Callable[[Any], str] = lambda result: "",
+) -> int:
+    """Begin and follow each deletion, told by its name, one after the other; `besides` is what its result adds."""
+    from banger.cli.follow import follow
+    from banger.cli.render import print_json
+
+    operations = []
+    for name, begin in doomed:
+        operation = begin()
+        if not arguments.detach:
+            operation = follow(client(), operation, quiet=arguments.json)
+        operations.append(operation)
+        said = "being deleted" if arguments.detach else "deleted"
+        print(f"{name}: {said}{besides(operation.result)}", file=sys.stderr)
+    if arguments.json:
+        print_json(operations)
+    return 0

@@ -1,10 +1,10 @@
 """banger image: list, show, rename, delete, prune"""
 
 import argparse
-import sys
+from functools import partial
 
 from banger.cli.connect import client, confirm
-from banger.cli.operating import add_detach, run_operation
+from banger.cli.operating import add_detach, delete_each, run_operation
 from banger.cli.parser import Verbs
 from banger.model.errors import Invalid
 
@@ -74,9 +74,6 @@ def rename(arguments: argparse.Namespace) -> int:
 
 
 def delete(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-
     names = list(dict.fromkeys([*arguments.names, *arguments.named]))
     if not names:
         raise Invalid("no image was named", hint="`banger image list` shows what there is")
@@ -84,16 +81,8 @@ def delete(arguments: argparse.Namespace) -> int:
     told = [_described(name) for name in names]
     if not arguments.yes:
         confirm(f"delete the image{'s' if len(told) > 1 else ''} {', '.join(told)} from the disk?")
-    results = []
-    for name in names:
-        operation = connection.delete_image(name, force=arguments.force)
-        if not arguments.detach:
-            operation = follow(connection, operation, quiet=arguments.json)
-        results.append(operation)
-        print(f"{name}: {'being deleted' if arguments.detach else 'deleted'}", file=sys.stderr)
-    if arguments.json:
-        print_json(results)
-    return 0
+    doomed = [(name, partial(connection.delete_image, name, force=arguments.force)) for name in names]
+    return delete_each(arguments, doomed)
 
 
 def _described(name: str) -> str:

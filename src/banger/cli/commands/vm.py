@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from functools import partial
 
 from banger.cli.commands import vm_access, vm_disks
 from banger.cli.connect import add_name, client, confirm, name_of, required_name
-from banger.cli.operating import add_detach, run_operation
+from banger.cli.operating import add_detach, delete_each, run_operation
 from banger.cli.parser import Handler, Parser, Verbs
 from banger.model.errors import Invalid
 
@@ -205,21 +206,9 @@ def delete(arguments: argparse.Namespace) -> int:
     kept = volumes_of(vms, connection.list_volumes()) if arguments.keep_work_disk else {}
     if not arguments.yes:
         confirm(deletion_question(vms, kept))
-    results = []
-    for vm in vms:
-        operation = connection.delete_vm(vm["id"], keep_work_disk=arguments.keep_work_disk)
-        if not arguments.detach:
-            from banger.cli.follow import follow
-
-            operation = follow(connection, operation, quiet=arguments.json)
-        results.append(operation)
-        volume = f"; its work disk is the volume {operation.result['name']}" if operation.result else ""
-        print(f"{vm['name']}: {'being deleted' if arguments.detach else 'deleted'}{volume}", file=sys.stderr)
-    if arguments.json:
-        from banger.cli.render import print_json
-
-        print_json(results)
-    return 0
+    keep = arguments.keep_work_disk
+    doomed = [(vm["name"], partial(connection.delete_vm, vm["id"], keep_work_disk=keep)) for vm in vms]
+    return delete_each(arguments, doomed, lambda kept: f"; its work disk is the volume {kept['name']}" if kept else "")
 
 
 def exec_in_vm(arguments: argparse.Namespace) -> int:

@@ -1,10 +1,10 @@
 """banger volume"""
 
 import argparse
-import sys
+from functools import partial
 
 from banger.cli.connect import add_name, client, confirm, name_of
-from banger.cli.operating import add_detach, run_operation
+from banger.cli.operating import add_detach, delete_each, run_operation
 from banger.cli.parser import Parser, Verbs
 from banger.model.errors import Invalid
 
@@ -84,9 +84,6 @@ def _none_named() -> Invalid:
 
 
 def delete(arguments: argparse.Namespace) -> int:
-    from banger.cli.follow import follow
-    from banger.cli.render import print_json
-
     names = list(dict.fromkeys([*arguments.names, *arguments.named]))
     if not names:
         raise _none_named()
@@ -94,16 +91,7 @@ def delete(arguments: argparse.Namespace) -> int:
     told = [f"{name} (damaged)" if _is_damaged(name) else name for name in names]
     if not arguments.yes:
         confirm(f"delete the volume{'s' if len(told) > 1 else ''} {', '.join(told)} and everything on disk?")
-    results = []
-    for name in names:
-        operation = connection.delete_volume(name)
-        if not arguments.detach:
-            operation = follow(connection, operation, quiet=arguments.json)
-        results.append(operation)
-        print(f"{name}: {'being deleted' if arguments.detach else 'deleted'}", file=sys.stderr)
-    if arguments.json:
-        print_json(results)
-    return 0
+    return delete_each(arguments, [(name, partial(connection.delete_volume, name)) for name in names])
 
 
 def _is_damaged(name: str) -> bool:
