@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from tests.support.terminal import Terminal
 from tests.vm.test_access import forwarding
 
 PROMPT = ":~# "
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def at_prompt(shown: Terminal) -> None:
     begun = len(shown.shown)
 
     def prompted() -> bool:
-        if PROMPT in shown.shown[begun:]:
+        if PROMPT in COLOUR.sub("", shown.shown[begun:]):
             return True
         shown.type(b"\r")
         time.sleep(1)
