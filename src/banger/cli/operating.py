@@ -20,31 +20,30 @@ def add_detach(verb: Parser) -> None:
 
 def run_operation(
     arguments: argparse.Namespace,
-    operation: Operation,
+    begin: Callable[[], Operation],
     show: Callable[[Any], None] | None = None,
     *,
     quiet: bool = False,
 ) -> int:
-    """Follow an operation and `show` its result (a VM, unless told otherwise); with --detach print the operation.
+    """Begin, follow, and `show` the result (a VM, unless told otherwise); with --detach print the operation.
 
     `quiet`: its stages are not told.
     """
     from banger.cli.show import print_vm
 
-    done = followed(arguments, operation, quiet=quiet)
+    done = followed(arguments, begin, quiet=quiet)
     if done is not None and done.result is not None:
         (show or print_vm)(done.result)
     return 0
 
 
-def followed(arguments: argparse.Namespace, operation: Operation, *, quiet: bool = False) -> Operation | None:
+def followed(arguments: argparse.Namespace, begin: Callable[[], Operation], *, quiet: bool = False) -> Operation | None:
     """The operation at its end, for a person to be shown; None when what was asked for is printed, as by --json."""
     from banger.cli.follow import follow
     from banger.cli.render import print_json
     from banger.cli.show import print_operation
 
-    if not arguments.detach:
-        operation = follow(client(), operation, quiet=quiet)
+    operation = begin() if arguments.detach else follow(client(), begin, quiet=quiet)
     if arguments.json:
         print_json(operation if arguments.detach or operation.result is None else operation.result)
     elif arguments.detach:
@@ -65,9 +64,7 @@ def delete_each(
 
     operations = []
     for name, begin in doomed:
-        operation = begin()
-        if not arguments.detach:
-            operation = follow(client(), operation, quiet=arguments.json)
+        operation = begin() if arguments.detach else follow(client(), begin, quiet=arguments.json)
         operations.append(operation)
         said = "being deleted" if arguments.detach else "deleted"
         print(f"{name}: {said}{besides(operation.result)}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from banger.cli.connect import client
@@ -72,7 +73,6 @@ def _print_engines(engines: Iterable[Mapping[str, Any]]) -> None:
 def install(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    connection = client()
     spec = {
         "name": arguments.engine,
         "version": arguments.version,
@@ -81,8 +81,7 @@ def install(arguments: argparse.Namespace) -> int:
         "file": str(Path(arguments.file).expanduser().absolute()) if arguments.file is not None else None,
         "sha256": arguments.sha256,
     }
-    operation = connection.install_engine(spec)
-    return run_operation(arguments, operation, _print_installed)
+    return run_operation(arguments, partial(client().install_engine, spec), _print_installed)
 
 
 def _print_installed(result: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """banger image"""
 
 import argparse
+from functools import partial
 
 from banger.cli.commands import image_build, image_catalogue, image_commit, image_move, image_register
 from banger.cli.connect import client
@@ -40,7 +41,6 @@ def register(parser: Parser) -> None:
 def bootstrap(arguments: argparse.Namespace) -> int:
     from banger.cli.show import print_image
 
-    connection = client()
     spec = {
         "distro": arguments.distro,
         "name": arguments.name,
@@ -49,8 +49,7 @@ def bootstrap(arguments: argparse.Namespace) -> int:
         "opencode": arguments.opencode,
         "offline": arguments.offline,
     }
-    operation = connection.bootstrap_image(spec)
-    return run_operation(arguments, operation, print_image)
+    return run_operation(arguments, partial(client().bootstrap_image, spec), print_image)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -59,6 +58,6 @@ def verify(arguments: argparse.Namespace) -> int:
     from banger.cli.show import print_verified
 
     connection = client()
-    operation = follow(connection, connection.verify_image(arguments.name))
+    operation = follow(connection, lambda: connection.verify_image(arguments.name))
     print_json(operation.result) if arguments.json else print_verified(operation.result)
     return 0

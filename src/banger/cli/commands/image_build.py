@@ -1,6 +1,7 @@
 """banger image build"""
 
 import argparse
+from functools import partial
 
 from banger.cli.connect import client
 from banger.cli.operating import add_detach, followed
@@ -61,6 +62,6 @@ def build(arguments: argparse.Namespace) -> int:
     from banger.cli.recipes import build_spec
     from banger.cli.show import print_built
 
-    if done := followed(arguments, client().build_image(build_spec(arguments))):
+    if done := followed(arguments, partial(client().build_image, build_spec(arguments))):
         print_built(done)
     return 0

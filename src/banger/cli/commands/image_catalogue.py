@@ -68,9 +68,7 @@ def show(arguments: argparse.Namespace) -> int:
 def rename(arguments: argparse.Namespace) -> int:
     from banger.cli.show import print_image
 
-    connection = client()
-    operation = connection.rename_image(arguments.name, arguments.new)
-    return run_operation(arguments, operation, print_image)
+    return run_operation(arguments, partial(client().rename_image, arguments.name, arguments.new), print_image)
 
 
 def delete(arguments: argparse.Namespace) -> int:
@@ -97,6 +95,5 @@ def _described(name: str) -> str:
 def prune(arguments: argparse.Namespace) -> int:
     from banger.cli.images import print_pruned
 
-    connection = client()
-    operation = connection.prune_images(everything=arguments.all, dry_run=arguments.dry_run)
-    return run_operation(arguments, operation, print_pruned, quiet=arguments.json)
+    begin = partial(client().prune_images, everything=arguments.all, dry_run=arguments.dry_run)
+    return run_operation(arguments, begin, print_pruned, quiet=arguments.json)

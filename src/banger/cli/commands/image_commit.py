@@ -1,6 +1,7 @@
 """banger image commit"""
 
 import argparse
+from functools import partial
 
 from banger.cli.connect import client
 from banger.cli.operating import add_detach, run_operation
@@ -30,7 +31,5 @@ def commit(arguments: argparse.Namespace) -> int:
     from banger.cli.show import print_image
     from banger.model.commit import CommitSpec
 
-    connection = client()
     spec = CommitSpec(vm=arguments.vm, name=arguments.image, with_work_disk=arguments.with_work_disk)
-    operation = connection.commit_image(spec)
-    return run_operation(arguments, operation, print_image)
+    return run_operation(arguments, partial(client().commit_image, spec), print_image)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from banger.cli.connect import client
@@ -55,7 +56,7 @@ def export(arguments: argparse.Namespace) -> int:
     else:
         path = str(Path.cwd() / (arguments.output or f"{arguments.name}.banger.tar.zst"))
     spec = {"path": path, "force": arguments.force, "stream": stream}
-    done = followed(arguments, client().export_image(arguments.name, spec))
+    done = followed(arguments, partial(client().export_image, arguments.name, spec))
     if done is not None and not stream:
         made = done.result
         print(f"{made['path']}: {show_size(made['bytes'])}, {show_size(made['image_bytes'])} before compression")
@@ -67,7 +68,7 @@ def import_image(arguments: argparse.Namespace) -> int:
 
     spec = {"path": _path(arguments), "name": arguments.name, "check": arguments.check, "oci": _oci(arguments)}
     show = print_verified if arguments.check else print_image
-    return run_operation(arguments, client().import_image(spec), show)
+    return run_operation(arguments, partial(client().import_image, spec), show)
 
 
 def _oci(arguments: argparse.Namespace) -> dict[str, object] | None:

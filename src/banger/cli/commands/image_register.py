@@ -1,6 +1,7 @@
 """banger image: register, promote"""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from banger.cli.connect import client
@@ -58,10 +59,10 @@ def register_image(arguments: argparse.Namespace) -> int:
         spec[flag.replace("-", "_")] = getattr(arguments, flag.replace("-", "_"))
     from banger.cli.show import print_image
 
-    return run_operation(arguments, client().register_image(spec), print_image)
+    return run_operation(arguments, partial(client().register_image, spec), print_image)
 
 
 def promote(arguments: argparse.Namespace) -> int:
     from banger.cli.show import print_image
 
-    return run_operation(arguments, client().promote_image(arguments.name, arguments.new), print_image)
+    return run_operation(arguments, partial(client().promote_image, arguments.name, arguments.new), print_image)

@@ -47,7 +47,7 @@ def wait(arguments: argparse.Namespace) -> int:
 
     connection = client()
     operation = connection.show_operation(arguments.id)
-    return _print(arguments, follow(connection, operation, cancel_on_interrupt=False))
+    return _print(arguments, follow(connection, lambda: operation, cancel_on_interrupt=False))
 
 
 def cancel(arguments: argparse.Namespace) -> int:

@@ -146,7 +146,7 @@ def create(arguments: argparse.Namespace) -> int:
         work_disk_bytes=_work_disk(arguments),
         volume=arguments.volume,
     )
-    return run_operation(arguments, client().create_vm(spec))
+    return run_operation(arguments, partial(client().create_vm, spec))
 
 
 def _work_disk(arguments: argparse.Namespace) -> int | None:
@@ -190,7 +190,7 @@ def show(arguments: argparse.Namespace) -> int:
 def change(verb: str) -> Handler:
     def handler(arguments: argparse.Namespace) -> int:
         given = {name: getattr(arguments, name) for name in ("force", "wait_opencode") if hasattr(arguments, name)}
-        return run_operation(arguments, client().change_vm(required_name(arguments), verb, **given))
+        return run_operation(arguments, partial(client().change_vm, required_name(arguments), verb, **given))
 
     return handler
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from banger.cli.connect import add_name, client, confirm, required_name
@@ -47,22 +48,19 @@ def set_vm(arguments: argparse.Namespace) -> int:
     if change.image is not None and not arguments.yes:
         kept = "its work disk, /root, stays" if vm["work_disk_bytes"] else "/root too, as it has no work disk"
         confirm(f"replace all that is on the root disk of {vm['name']} by the image {change.image} ({kept})?")
-    return run_operation(arguments, client().set_vm(vm["id"], change))
+    return run_operation(arguments, partial(client().set_vm, vm["id"], change))
 
 
 def check(arguments: argparse.Namespace) -> int:
     from banger.cli.follow import follow
     from banger.cli.main import fail
     from banger.cli.render import print_json
-    from banger.cli.show import print_operation
 
     name = required_name(arguments)
     connection = client()
-    operation = connection.check_vm(name)
     if arguments.detach:
-        print_json(operation) if arguments.json else print_operation(operation)
-        return 0
-    parts: list[dict[str, Any]] = follow(connection, operation).result
+        return run_operation(arguments, partial(connection.check_vm, name))
+    parts: list[dict[str, Any]] = follow(connection, partial(connection.check_vm, name)).result
     print_json(parts) if arguments.json else _print_parts(parts)
     if damaged := [part["part"] for part in parts if not part["ok"]]:
         hint = f"`banger vm start {name}` may still let you copy out what you need"

@@ -62,7 +62,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def attach(arguments: argparse.Namespace) -> int:
     volume, vm = volume_and_vm(arguments)
-    return run_operation(arguments, client().attach_volume(volume, vm))
+    return run_operation(arguments, partial(client().attach_volume, volume, vm))
 
 
 def volume_and_vm(arguments: argparse.Namespace) -> tuple[str, str]:
