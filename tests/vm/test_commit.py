@@ -55,10 +55,14 @@ def _holds(path: Path, text: str) -> bool:
 def test_a_running_vm_becomes_an_image_without_what_is_its_own(own: Home) -> None:
     own.run("vm", "create", "--name", "first", "--no-work-disk")
     _sh(own, "first", "echo marked >/etc/marker; mkdir /opt/tool; echo '#!/bin/sh' >/opt/tool/run")
-    _sh(own, "first", f"mkdir -p /root/work /home/me; for n in $(seq 500); do echo {SECRET} $n; done >/root/work/notes")
-    _sh(own, "first", "cp /root/work/notes /var/log/app.log; cp /root/work/notes /home/me/.bash_history")
+    _sh(
+        own,
+        "first",
+        f"mkdir -p /root/job /home/me; for n in $(seq 500); do echo {SECRET} $n; done >/root/job/notes",
+    )
+    _sh(own, "first", "cp /root/job/notes /var/log/app.log; cp /root/job/notes /home/me/.bash_history")
     # deleted before, and perhaps still in its blocks
-    _sh(own, "first", "cp /root/work/notes /srv/gone; sync; rm /srv/gone")
+    _sh(own, "first", "cp /root/job/notes /srv/gone; sync; rm /srv/gone")
     _sh(own, "first", f"until [ -s {KEY} ]; do sleep 0.1; done")
     before = _sh(own, "first", f"cat /etc/machine-id {KEY}")
 
@@ -67,7 +71,7 @@ def test_a_running_vm_becomes_an_image_without_what_is_its_own(own: Home) -> Non
     assert (image["parents"], image["managed"]) == (["debian"], True)
     assert b"stood still for" in done.stderr
     assert _sh(own, "first", f"cat /etc/machine-id {KEY}") == before
-    assert _sh(own, "first", "touch /etc/alive && head -n 1 /root/work/notes") == f"{SECRET} 1"
+    assert _sh(own, "first", "touch /etc/alive && head -n 1 /root/job/notes") == f"{SECRET} 1"
     assert own.json("vm", "show", "first")["state"] == "running"
     assert not list((own.state / "images").glob(".tmp*"))
     assert not list((own.state / "appliances").iterdir())
@@ -81,7 +85,7 @@ def test_a_running_vm_becomes_an_image_without_what_is_its_own(own: Home) -> Non
 
     own.run("vm", "create", "--name", "next", "--image", "second")
     assert _sh(own, "next", "cat /etc/marker; ls /opt/tool") == "marked\nrun"
-    gone = "/root/work /var/log/app.log /home/me/.bash_history"
+    gone = "/root/job /var/log/app.log /home/me/.bash_history"
     assert _sh(own, "next", f"for path in {gone}; do [ ! -e $path ] || echo $path; done") == ""
     _sh(own, "next", f"until [ -s {KEY} ]; do sleep 0.1; done")
     after = _sh(own, "next", f"cat /etc/machine-id {KEY}")

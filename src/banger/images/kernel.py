@@ -5,22 +5,13 @@ xen/include/public/elfnote.h (note 18, the PVH entry). Kernels come from package
 every size is bounded and nothing is believed unchecked.
 """
 
-import bz2
-import lzma
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 
-import lz4.block
-import zstandard
-
+from banger.images.unpacked import COMPRESSIONS, DECODE_ERRORS, Source
 from banger.model.errors import Invalid
 
 MAX_VMLINUX = 512 * 1024 * 1024
-_LZ4_MAGIC = 0x184C2102
-_LZ4_BLOCK = 8 * 1024 * 1024
-_ZSTD_WINDOW = 1 << 27
-_CHUNK = 4 * 1024 * 1024
 _PT_INTERP, _PT_NOTE = 3, 4
 _NOTE_PVH = 18
 _ELF_HINT = "use a bzImage or vmlinux of an x86-64 Linux"
@@ -28,59 +19,6 @@ _ELF_HINT = "use a bzImage or vmlinux of an x86-64 Linux"
 
 class BadKernel(Invalid):
     """The file is not a kernel that banger can boot."""
-
-
-def _gzip(payload: bytes, limit: int) -> bytes:
-    return zlib.decompressobj(31).decompress(payload, limit)
-
-
-def _xz(payload: bytes, limit: int) -> bytes:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_VMLINUX).decompress(payload, limit)
-
-
-def _lzma(payload: bytes, limit: int) -> bytes:
-    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_VMLINUX).decompress(payload, limit)
-
-
-def _bzip2(payload: bytes, limit: int) -> bytes:
-    return bz2.BZ2Decompressor().decompress(payload, limit)
-
-
-def _zstd(payload: bytes, limit: int) -> bytes:
-    out = bytearray()
-    with zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(payload) as reader:
-        while len(out) < limit and (piece := reader.read(min(_CHUNK, limit - len(out)))):
-            out += piece
-    return bytes(out)
-
-
-def _lz4(payload: bytes, limit: int) -> bytes:
-    """The legacy frame: magic, then blocks of a little-endian length and at most 8 MiB of content each."""
-    out, at = bytearray(), 4
-    while at + 4 <= len(payload) and len(out) < limit:
-        (length,) = struct.unpack_from("<I", payload, at)
-        at += 4
-        if length == _LZ4_MAGIC:
-            continue
-        if length == 0 or at + length > len(payload):
-            break
-        out += lz4.block.decompress(payload[at : at + length], uncompressed_size=_LZ4_BLOCK)
-        at += length
-    return bytes(out[:limit])
-
-
-# By the payload's first bytes. All but gzip, whose own last word is the size, have a size word appended.
-_FORMATS: tuple[tuple[bytes, str, Callable[[bytes, int], bytes]], ...] = (
-    (b"\x1f\x8b", "gzip", _gzip),
-    (b"\xfd7zXZ\0", "xz", _xz),
-    (b"BZh", "bzip2", _bzip2),
-    (b"\x5d\0\0", "lzma", _lzma),
-    (b"\x02\x21\x4c\x18", "lz4", _lz4),
-    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
-)
-_DECODE_ERRORS = (
-    zlib.error, lzma.LZMAError, zstandard.ZstdError, lz4.block.LZ4BlockError, OSError, EOFError, ValueError,
-)  # fmt: skip
 
 
 def _check_setup(data: bytes) -> None:
@@ -121,7 +59,7 @@ def extract_vmlinux(data: bytes, *, limit: int = MAX_VMLINUX) -> bytes:
     payload = _payload(data)
     if payload.startswith(b"\x89LZO"):
         raise BadKernel("the kernel is compressed with lzo", hint="use one compressed with zstd, xz, lz4 or gzip")
-    for magic, name, decode in _FORMATS:
+    for magic, name, decode in COMPRESSIONS:
         if payload.startswith(magic):
             elf = _decode(payload, name, decode, limit)
             check_elf(elf)
@@ -129,19 +67,25 @@ def extract_vmlinux(data: bytes, *, limit: int = MAX_VMLINUX) -> bytes:
     raise BadKernel("the kernel's compression is not known", hint=_ELF_HINT)
 
 
-def _decode(payload: bytes, name: str, decode: Callable[[bytes, int], bytes], limit: int) -> bytes:
+def _decode(payload: bytes, name: str, decode: Callable[[Source], Iterator[bytes]], limit: int) -> bytes:
     (size,) = struct.unpack_from("<I", payload, len(payload) - 4)
     if size > limit:
         raise BadKernel(f"the kernel claims to hold {size} bytes, more than {limit}", hint=_ELF_HINT)
+    elf = bytearray()
     try:
-        elf = decode(payload if name == "gzip" else payload[:-4], limit + 1)
-    except _DECODE_ERRORS as error:
+        # gzip's own last word is the size; all others have a size word appended
+        for piece in decode(Source(iter([payload if name == "gzip" else payload[:-4]]))):
+            elf += piece
+            if len(elf) > size:
+                break
+    except DECODE_ERRORS as error:
         raise BadKernel(f"the kernel's {name} content is damaged: {error}", hint="fetch the kernel again") from error
     if len(elf) != size:
         raise BadKernel(
-            f"the kernel holds {len(elf)} bytes where its header says {size}", hint="fetch the kernel again"
+            f"the kernel holds {'more' if len(elf) > size else len(elf)} bytes where its header says {size}",
+            hint="fetch the kernel again",
         )
-    return elf
+    return bytes(elf)
 
 
 def check_elf(elf: bytes) -> None:

@@ -169,10 +169,10 @@ class Unpacker:
                     raise damaged("the archive ends too early")
 
     async def _copy(self, source: _Source) -> None:
-        words = ["--insecure-policy", "--override-os", "linux", "--override-arch", "amd64", "--tmpdir", "/work"]
+        words = ["--insecure-policy", "--override-os", "linux", "--override-arch", "amd64", "--tmpdir", "/own"]
         words += ["copy", "--quiet", "--remove-signatures", "--format", "oci"]
         words += ["--dest-compress-format", "gzip", "--dest-compress-level", "1"]
-        await self._tool("skopeo", [*words, source.words, "oci:/work/layout:image"], ["DAC_OVERRIDE"], source.reads)
+        await self._tool("skopeo", [*words, source.words, "oci:/own/layout:image"], ["DAC_OVERRIDE"], source.reads)
 
     def _config(self) -> ImageConfig:
         config = read_image(self._mine / "layout")[1]
@@ -201,7 +201,7 @@ class Unpacker:
         return held
 
     async def _unpack(self) -> None:
-        words = ["raw", "unpack", "--image", "/work/layout:image", "/work/tree"]
+        words = ["raw", "unpack", "--image", "/own/layout:image", "/own/tree"]
         await self._tool("umoci", words, FILES, {})
         (self._mine / "tree").chmod(0o755)
         shutil.rmtree(self._mine / "layout")
@@ -209,7 +209,7 @@ class Unpacker:
     async def _tool(self, name: str, words: Sequence[str], capabilities: Sequence[str], reads: dict[str, Path]) -> None:
         sandbox = Sandbox(
             reads=reads,
-            writes={"/work": self._mine},
+            writes={"/own": self._mine},
             capabilities=capabilities,
             largest_file=self._limit + _SPARE,
         )

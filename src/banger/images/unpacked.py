@@ -97,7 +97,7 @@ def _stepwise(source: Source, decoder: _Decoder) -> Iterator[bytes]:
     while not decoder.eof:
         data = source.some() if decoder.needs_input else b""
         if decoder.needs_input and not data:
-            raise BadInitramfs("the initramfs is truncated")
+            raise EOFError("it is truncated")
         yield decoder.decompress(data, _PIECE)
     source.back(decoder.unused_data)
 
@@ -119,7 +119,7 @@ def _gzip(source: Source) -> Iterator[bytes]:
     while not decoder.eof:
         data = decoder.unconsumed_tail or source.some()
         if not data:
-            raise BadInitramfs("the initramfs is truncated")
+            raise EOFError("it is truncated")
         yield decoder.decompress(data, _PIECE)
     source.back(decoder.unused_data)
 
@@ -128,7 +128,7 @@ def _zstd(source: Source) -> Iterator[bytes]:
     decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
     while not decoder.eof:
         if not (data := source.some(_ZSTD_FED)):
-            raise BadInitramfs("the initramfs is truncated")
+            raise EOFError("it is truncated")
         yield decoder.decompress(data)
     source.back(decoder.unused_data)
 
@@ -146,7 +146,7 @@ def _lz4(source: Source) -> Iterator[bytes]:
         source.skip(4)
         block = source.take(length)
         if len(block) != length:
-            raise BadInitramfs("the initramfs is truncated")
+            raise EOFError("it is truncated")
         yield lz4.block.decompress(block, uncompressed_size=_LZ4_BLOCK)
 
 
@@ -158,7 +158,7 @@ COMPRESSIONS: tuple[tuple[bytes, str, Callable[[Source], Iterator[bytes]]], ...]
     (b"\x02\x21\x4c\x18", "lz4", _lz4),
     (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
 )
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     zlib.error, lzma.LZMAError, zstandard.ZstdError, lz4.block.LZ4BlockError, OSError, EOFError, ValueError,
     MemoryError,
 )  # fmt: skip
@@ -198,5 +198,5 @@ def _bounded(pieces: Iterator[bytes], name: str, budget: Budget) -> Iterator[byt
                 yield piece
     except BadInitramfs:
         raise
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise BadInitramfs(f"the initramfs's {name} content is damaged: {error}") from error

@@ -21,7 +21,7 @@ pytestmark = [
 
 def test_a_program_in_a_sandbox_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
-    sandbox = Sandbox(writes={"/work": tmp_path / "mine"})
+    sandbox = Sandbox(writes={"/own": tmp_path / "mine"})
     full = Filesystem(total=1 << 30, used=1 << 30, free=0)
     monkeypatch.setattr("banger.images.sandbox.filesystem_of", lambda path: full)
     with pytest.raises(HostRequirement, match="became full"):
@@ -33,8 +33,8 @@ def test_a_program_in_a_sandbox_sees_no_host(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "secret").write_text("")
     lines: list[str] = []
-    script = 'ls /; ls /etc "$1" 2>&1; : >/work/x; cat /proc/net/dev; grep -c . /proc/mounts'
-    sandbox = Sandbox(writes={"/work": tmp_path / "mine"})
+    script = 'ls /; ls /etc "$1" 2>&1; : >/own/x; cat /proc/net/dev; grep -c . /proc/mounts'
+    sandbox = Sandbox(writes={"/own": tmp_path / "mine"})
     asyncio.run(
         sandbox.run(["/bin/sh", "-c", script, "sh", str(tmp_path / "secret")], timeout=60, on_line=lines.append)
     )

@@ -38,7 +38,7 @@ GONE = (
     "home/me/.aws/credentials",
     "home/me/.local/share/opencode/auth.json",
     "root/.ssh/id_ed25519",
-    "root/work/notes",
+    "root/plans/notes",
 )
 KEPT = (
     "etc/ssh/sshd_config",
@@ -48,7 +48,7 @@ KEPT = (
     "var/lib/dpkg/status",
     "home/me/.ssh/authorized_keys",
     "home/me/.ssh/id_ed25519.pub",
-    "home/me/work/.bash_history",
+    "home/me/plans/.bash_history",
     "srv/log",
 )
 
@@ -94,7 +94,7 @@ def test_what_is_one_machines_or_one_persons_is_gone_and_the_rest_is_not(root: P
 
 def test_the_home_of_root_stays_when_it_shall(root: Path) -> None:
     assert _tidy(root, KEEP_ROOT="1").returncode == 0
-    assert (root / "root/work/notes").exists()
+    assert (root / "root/plans/notes").exists()
     assert (root / "root/.ssh/id_ed25519").exists()
 
 
