@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +14,7 @@ from banger.jobs.operations import Job, Operations
 from banger.model.catalogue import PrunedKind, PruneSpec
 from banger.model.errors import BangerError, Busy, Conflict, Invalid, NotFound
 from banger.model.image import ImagePart
-from banger.model.operation import Operation, OperationState
+from banger.model.operation import Operation
 from banger.model.vm import VmState
 from banger.paths import Paths
 from banger.service.catalogue import Catalogue
@@ -23,10 +22,11 @@ from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
 from tests.unit.images.older import make_older, publish_small, rewrite, written
+from tests.unit.service.operating import Operating
 from tests.unit.test_store import make_vm
 
 
-class Bench:
+class Bench(Operating):
     """Three images: `debian`, and `child` and `other` of which the first was made of it."""
 
     def __init__(self, directory: Path, vms: VmStore, operations: Operations) -> None:
@@ -42,27 +42,11 @@ class Bench:
         vm = make_vm(name, name.encode().hex().ljust(12, "0")[:12])
         self.vms.add(msgspec.structs.replace(vm, image=image, state=state, process=None))
 
-    def run(self, begin: Callable[[], Operation]) -> Operation:
-        async def main() -> Operation:
-            async with asyncio.timeout(20):
-                return await self.operations.wait(begin().id)
-
-        return asyncio.run(main())
-
-    def done(self, begin: Callable[[], Operation]) -> Any:
-        ended = self.run(begin)
-        assert ended.state is OperationState.DONE, ended.error
-        return ended.result
-
     def refused(self, begin: Callable[[], Operation], kind: type[BangerError], match: str) -> BangerError:
-        async def main() -> None:
-            begin()
-
         before = self.names()
-        with pytest.raises(kind, match=match) as error:
-            asyncio.run(main())
+        error = super().refused(begin, kind, match)
         assert self.names() == before
-        return error.value
+        return error
 
     def names(self) -> list[str]:
         """Everything in the images' directory."""

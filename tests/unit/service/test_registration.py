@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from banger.images.catalog import find_image, part_path, sweep
 from banger.images.parts import bring_up_to_date, sweep_parts
 from banger.images.verify import verify_image
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import BangerError, Conflict, Invalid, NotFound
+from banger.model.errors import Conflict, Invalid, NotFound
 from banger.model.image import MODULES, WORK_SEED, Image
 from banger.model.operation import EventKind, Operation, OperationState
 from banger.model.registration import PromoteSpec, RegisterSpec
@@ -40,6 +40,7 @@ from tests.unit.images.cpios import archive
 from tests.unit.images.given import OURS, RELEASE, compressed, make_root, vmlinux
 from tests.unit.images.recorder import Recorder
 from tests.unit.images.tiny import make_image, needs_e2fsprogs, room
+from tests.unit.service.operating import Operating
 from tests.unit.service.pretend import disks_of
 from tests.unit.service.test_drafts import appliance
 from tests.unit.test_store import make_vm
@@ -49,7 +50,7 @@ needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qe
 VM_ID = "0123456789ab"
 
 
-class Bench:
+class Bench(Operating):
     """A person's files, and a daemon's objects as far as images need them."""
 
     def __init__(self, directory: Path, vms: VmStore, operations: Operations) -> None:
@@ -77,13 +78,6 @@ class Bench:
         spec = RegisterSpec(name="mine", rootfs=str(self.root), kernel=str(self.kernel), initramfs=str(self.initramfs))
         return msgspec.structs.replace(spec, **changes)
 
-    def run(self, begin: Callable[[], Operation]) -> Operation:
-        async def main() -> Operation:
-            async with asyncio.timeout(60):
-                return await self.operations.wait(begin().id)
-
-        return asyncio.run(main())
-
     def register(self, **changes: Any) -> Operation:
         return self.run(lambda: self.service.register(self.spec(**changes)))
 
@@ -92,14 +86,6 @@ class Bench:
 
     def promote(self, new: str | None = None) -> Operation:
         return self.run(lambda: self.service.promote("mine", PromoteSpec(new=new)))
-
-    def refused(self, begin: Callable[[], Operation], kind: type[BangerError], match: str) -> BangerError:
-        async def main() -> None:
-            begin()
-
-        with pytest.raises(kind, match=match) as error:
-            asyncio.run(main())
-        return error.value
 
     def notes(self, operation: Operation) -> str:
         assert operation.state is OperationState.DONE, operation.error

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import BangerError, Busy, Conflict, Invalid, NotFound
+from banger.model.errors import Busy, Conflict, Invalid, NotFound
 from banger.model.operation import EventKind, Operation, OperationState
 from banger.model.vm import VmState
 from banger.model.volume import Volume
@@ -22,13 +22,14 @@ from banger.store.db import open_database
 from banger.store.operations import OperationStore
 from banger.store.vms import VmStore
 from tests.unit.service import test_vms
+from tests.unit.service.operating import Operating
 from tests.unit.test_store import make_vm
 
 VM_ID = "0123456789ab"
 SIZE = 4096
 
 
-class Bench(test_vms.Bench):
+class Bench(Operating, test_vms.Bench):
     """With volumes; the VM `a` is stopped."""
 
     def __init__(self, directory: Path, vms: VmStore, operations: Operations) -> None:
@@ -49,28 +50,6 @@ class Bench(test_vms.Bench):
         disk.write_bytes(content.ljust(SIZE))
         facts = Volume(name=name, image="alpine", vm="old", created_at="2026-01-02T03:04:05+00:00")
         return volumes.keep(self.paths, disk, facts)
-
-    def run(self, begin: Callable[[], Operation]) -> Operation:
-        """Begin an operation and wait for its end."""
-
-        async def main() -> Operation:
-            async with asyncio.timeout(20):
-                return await self.operations.wait(begin().id)
-
-        return asyncio.run(main())
-
-    def done(self, begin: Callable[[], Operation]) -> Any:
-        ended = self.run(begin)
-        assert ended.state is OperationState.DONE, ended.error
-        return ended.result
-
-    def refused(self, begin: Callable[[], Operation], kind: type[BangerError], match: str) -> BangerError:
-        async def main() -> None:
-            begin()
-
-        with pytest.raises(kind, match=match) as error:
-            asyncio.run(main())
-        return error.value
 
     def settle(self) -> None:
         """What the daemon does at its start."""
