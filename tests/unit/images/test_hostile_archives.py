@@ -191,7 +191,7 @@ def of_root(**fields: Any) -> Callable[[Manifest], Manifest]:
         (of_root(bytes=1 << 70), "said to have"),
         (of_root(file="../../etc/passwd"), r"\.\./\.\./etc/passwd"),
         (of_root(sha256="x"), "no digest"),
-        (of_root(role="modules"), "unknown kind"),
+        (of_root(role="firmware"), "unknown kind"),
         (lambda m: changed(m, "kernel", bytes=2 * GIB), "said to have"),
         (lambda m: msgspec.structs.replace(m, parts=m.parts[:-1]), "has no root"),
         (lambda m: msgspec.structs.replace(m, parts=[*m.parts, m.parts[0]]), "a part twice"),
