@@ -1,8 +1,6 @@
 """Building images: a temporary machine of a base, the steps of a recipe, and an image of what came of it."""
 
-import asyncio
 import secrets
-import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,12 +10,13 @@ import msgspec
 from banger.config import Settings
 from banger.images import catalog, opencode
 from banger.images.appliance import tidy
+from banger.images.counted import counted
 from banger.images.distros import distro_of
 from banger.images.draft import Draft
 from banger.images.layers import layer_keys
 from banger.images.manifest import Package, read_manifest
 from banger.jobs.operations import Job, Operations
-from banger.model.errors import BangerError, Cancelled, Invalid
+from banger.model.errors import BangerError, Invalid
 from banger.model.image import IMAGE_FORMAT, MODULES, Image
 from banger.model.names import NAME_MAX, new_id
 from banger.model.operation import Operation
@@ -145,26 +144,10 @@ class BuildService:
         )
 
     async def _plan(self, job: Job, spec: BuildSpec, base: Image) -> list[Step]:
-        loop, stop, done = asyncio.get_running_loop(), threading.Event(), 0
-
-        def told(count: int) -> None:
-            nonlocal done
-            if stop.is_set():
-                raise Cancelled("the digest is not wanted any more")
-            done += count
-            loop.call_soon_threadsafe(job.progress, done, None, "bytes")
-
         async with job.stage("recipe"):
-            work = asyncio.ensure_future(
-                in_thread(plan, spec, base.distro, self._paths, self._settings.npm_registry, told)
+            return await counted(
+                lambda told: plan(spec, base.distro, self._paths, self._settings.npm_registry, told), job, None
             )
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                stop.set()
-                await asyncio.wait({work})
-                work.exception()
-                raise
 
     async def _provision(
         self, job: Job, vm: Vm, log: BuildLog, steps: Sequence[Step], keys: Sequence[str], known: int, base: Image

@@ -230,7 +230,7 @@ async def _pack(job: Job, modules: Path, target: Path) -> Path:
         with target.open("xb") as out:
             write_tree(modules, "", out, counted_too)
 
-    await counted(work, job, MODULES_MAX)
+    await counted(work, job, None)
     return target
 
 

@@ -33,16 +33,6 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def environment_of(pid: int) -> dict[str, str]:
-    """A process's initial environment; empty when it is gone or not ours."""
-    try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return {}
-    pairs = (entry.partition(b"=") for entry in raw.split(b"\0") if entry)
-    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
-
-
 def has_root(pid: int, directory: Path) -> bool:
     """Whether a process has this directory as its root; by identity, as names differ between mount namespaces."""
     try:

@@ -11,8 +11,6 @@ from banger.cli.connect import client
 from banger.cli.operating import run_operation
 from banger.cli.parser import Parser, Verbs
 
-REASON_WIDTH = 100
-
 
 def register(parser: Parser) -> None:
     verbs = Verbs(parser)
